@@ -1,0 +1,33 @@
+"""Spectral decoupled knowledge distillation: a large forecaster teaches a small one.
+
+The front door. Here are the names that users import; importing it loads no host library. What
+works behind neuraloperator and torch-spatiotemporal is in `sdkd_plugin.adapters`.
+"""
+
+from sdkd_plugin._version import __version__
+from sdkd_plugin.distiller import DistillationTerms, LatentPair, SDKDDistiller, TeacherAnswer
+from sdkd_plugin.losses import (
+    FixedWeighting,
+    FrequencyAlignedLoss,
+    RelativeWeighting,
+    frequency_aligned_loss,
+)
+from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
+from sdkd_plugin.taps import TapReader
+
+__all__ = [
+    "Bands",
+    "DistillationTerms",
+    "FixedWeighting",
+    "FrequencyAlignedLoss",
+    "GraphTransform",
+    "GridTransform",
+    "LatentPair",
+    "RelativeWeighting",
+    "SDKDDistiller",
+    "Spectrum",
+    "TapReader",
+    "TeacherAnswer",
+    "__version__",
+    "frequency_aligned_loss",
+]

@@ -1,0 +1,162 @@
+"""How frequencies group into bands. Which frequencies a domain has: `grid`, `graph`."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdkd_plugin._checks import check_positive_int
+
+
+class Spectrum(NamedTuple):
+    """The energy of fields at each frequency of their domain.
+
+    Attributes:
+        frequencies: in [0, 1], of shape ``(n_frequencies,)``, in the transform's order.
+        energy: mean energy an element, of shape ``(n_frequencies,)``; it sums to the mean square.
+    """
+
+    frequencies: Tensor
+    energy: Tensor
+
+
+@dataclass(frozen=True)
+class Bands:
+    """A partition of the frequencies [0, 1] into bands, ordered from low to high.
+
+    A band's weight at a frequency is a *power* weight: the share of the energy there that counts
+    to the band. The weights of all bands sum to 1 at every frequency. With hard edges a frequency
+    on an edge belongs to the band above it; with smooth edges each edge is a raised cosine,
+
+        step(f) = (1 + sin(pi * clip((f - edge) / transition, -1/2, 1/2))) / 2.
+
+    Args:
+        edges: inner edges, ascending, each in (0, 1).
+        transition: width of the smooth edges, a frequency difference; 0 is hard.
+
+    Raises:
+        ValueError: if there is no edge, an edge is outside (0, 1), edges do not ascend, or a
+            transition reaches below frequency 0 or beyond 1.
+
+    Example:
+        >>> bands = Bands.split(0.25)
+        >>> bands(torch.tensor([0.0, 0.2, 0.25, 1.0]))
+        tensor([[1., 1., 0., 0.],
+                [0., 0., 1., 1.]])
+    """
+
+    edges: tuple[float, ...]
+    transition: float = 0.0
+
+    def __post_init__(self) -> None:
+        # A list is what YAML gives; floats of other kinds would not hash alike.
+        object.__setattr__(self, "edges", tuple(float(e) for e in self.edges))
+        if not self.edges:
+            raise ValueError("`edges` is empty, expected at least one edge: one band is the MSE.")
+        if not all(0 < e < 1 for e in self.edges):
+            raise ValueError(
+                f"`edges` is {self.edges}, expected cutoffs inside (0, 1): a frequency of 1 is "
+                "the highest the domain carries."
+            )
+        if any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError(f"`edges` is {self.edges}, expected ascending edges.")
+        reach = self.transition / 2
+        if not 0 <= reach <= min(self.edges[0], 1 - self.edges[-1]):
+            raise ValueError(
+                f"`transition` is {self.transition}, expected a width of at least 0 that keeps "
+                f"the edges {self.edges} within [0, 1]."
+            )
+
+    @classmethod
+    def split(cls, cutoff: float, transition: float = 0.0) -> "Bands":
+        """Two bands: low below ``cutoff``, high from there on.
+
+        Raises:
+            ValueError: if the cutoff is outside (0, 1).
+        """
+        return cls((cutoff,), transition)
+
+    @classmethod
+    def dyadic(cls, n: int, transition: float = 0.0) -> "Bands":
+        """``n`` bands, octaves: edges 1/2, 1/4, 1/8 and so on.
+
+        Raises:
+            ValueError: if there are fewer than two bands.
+
+        Example:
+            >>> Bands.dyadic(3).edges
+            (0.25, 0.5)
+        """
+        check_positive_int("n", n, minimum=2)
+        return cls(tuple(2.0**-i for i in range(n - 1, 0, -1)), transition)
+
+    @classmethod
+    def from_energy(cls, spectrum: Spectrum, n: int, transition: float = 0.0) -> "Bands":
+        """``n`` bands of equal energy, as far as the domain's frequencies allow.
+
+        Each edge lies midway between two neighbouring frequencies. The energy at frequency 0,
+        the mean, belongs to the lowest band but is not counted: a large mean would leave all
+        other bands empty.
+
+        Args:
+            spectrum: of the data, from a transform's ``spectrum(x)``.
+            n: number of bands.
+            transition: as for `Bands`.
+
+        Raises:
+            ValueError: if the spectrum carries no energy besides the mean, or its energy is so
+                concentrated that two edges would fall between the same two frequencies.
+
+        Example:
+            >>> flat = Spectrum(torch.linspace(0, 1, 101), torch.ones(101))
+            >>> [round(edge, 3) for edge in Bands.from_energy(flat, 4).edges]
+            [0.255, 0.505, 0.755]
+        """
+        check_positive_int("n", n, minimum=2)
+        frequencies, group = spectrum.frequencies.double().cpu().unique(return_inverse=True)
+        energy = torch.zeros_like(frequencies)
+        energy.index_add_(0, group, spectrum.energy.detach().double().cpu())
+        energy = energy[frequencies > 0]
+        frequencies = frequencies[frequencies > 0]
+        if not math.isfinite(float(energy.sum())) or float(energy.sum()) <= 0:
+            raise ValueError(
+                f"`spectrum` has energy {float(energy.sum())} besides the mean's, expected a "
+                "finite number above 0."
+            )
+        share = energy.cumsum(0) / energy.sum()
+        # searchsorted finds the last frequency of each lower part; the edge lies above it.
+        targets = torch.arange(1, n, dtype=torch.float64) / n
+        last = torch.searchsorted(share, targets - 1e-12)
+        if int(last.max()) >= len(frequencies) - 1 or len(last.unique()) < n - 1:
+            raise ValueError(
+                f"`n` is {n}, expected fewer bands: the energy is concentrated on so few "
+                "frequencies that they cannot be split further."
+            )
+        edges = (frequencies[last] + frequencies[last + 1]) / 2
+        return cls(tuple(edges.tolist()), transition)
+
+    @property
+    def n_bands(self) -> int:
+        """Number of bands."""
+        return len(self.edges) + 1
+
+    def __call__(self, frequencies: Float[Tensor, "*shape"]) -> Float[Tensor, "n_bands *shape"]:
+        """Power weight of each band at each frequency.
+
+        Args:
+            frequencies: in [0, 1].
+
+        Returns:
+            in [0, 1], summing to 1 over the first axis.
+        """
+        ones = torch.ones_like(frequencies)
+        above = torch.stack([ones, *(self._step(frequencies - e) for e in self.edges), 0 * ones])
+        return above[:-1] - above[1:]
+
+    def _step(self, distance: Tensor) -> Tensor:
+        if self.transition == 0:
+            return (distance >= 0).to(distance.dtype)
+        return (1 + torch.sin(math.pi * (distance / self.transition).clamp(-0.5, 0.5))) / 2

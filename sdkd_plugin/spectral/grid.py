@@ -1,0 +1,134 @@
+"""Fields on regular grids: Fourier where the data wrap around, cosines where they do not."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import scipy.fft
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin.spectral.basis import AbstractBasisTransform
+from sdkd_plugin.spectral.transform import check_field, working_dtype
+
+Boundary = Literal["periodic", "reflect"]
+
+
+class GridTransform(AbstractBasisTransform):
+    """Orthonormal transform of fields on a regular grid of one to three axes.
+
+    ``periodic`` is the real FFT, for data that wrap around; ``reflect`` the DCT-II along each
+    axis, for data that do not (its implied continuation is even about the edges). With integer
+    wavenumbers k_i on axes of N_i points the frequency of a coefficient is
+
+        periodic: sqrt(sum_i (|k_i| / (N_i / 2))^2 / d)
+        reflect:  sqrt(sum_i (k_i / N_i)^2 / d)
+
+    so 0 is the mean and the corner of the spectrum is 1 (for even N_i, periodic).
+
+    Args:
+        shape: sizes of the grid's axes, the last axes of a field ``(batch, channels, *shape)``.
+        boundary: what lies beyond the grid's edges.
+
+    Raises:
+        ValueError: if there are not one to three axes, a size is not a positive integer, the
+            boundary is unknown, or a field of another shape is given.
+
+    Example:
+        >>> transform = GridTransform((4, 6))
+        >>> x = torch.randn(2, 3, 4, 6)
+        >>> transform(x).shape
+        torch.Size([2, 3, 4, 4])
+        >>> torch.allclose(transform.inverse(transform(x)), x, atol=1e-6)
+        True
+
+    Source: the DCT-II by its orthonormal matrix, from `scipy.fft.dct`; the DFT by `torch.fft`.
+    """
+
+    def __init__(self, shape: Sequence[int], boundary: Boundary = "periodic") -> None:
+        if not 1 <= len(shape) <= 3:
+            raise ValueError(f"`shape` is {tuple(shape)}, expected one to three sizes.")
+        for size in shape:
+            check_positive_int("shape", size)
+        check_choice("boundary", boundary, get_args(Boundary))
+        wavenumbers = [
+            _wavenumbers(size, boundary, one_sided=axis == len(shape) - 1)
+            for axis, size in enumerate(shape)
+        ]
+        squares = torch.stack(torch.meshgrid(*[k**2 for k in wavenumbers], indexing="ij"))
+        multiplicity = torch.ones(squares.shape[1:], dtype=torch.float64)
+        if boundary == "periodic":
+            # A one-sided real FFT leaves out the mirror image of every column but the mean's and,
+            # for an even length, Nyquist's.
+            multiplicity[..., 1 : (shape[-1] + 1) // 2] = 2
+        super().__init__(squares.mean(0).sqrt(), multiplicity)
+        self.shape = tuple(shape)
+        self.boundary: Boundary = boundary
+        if boundary == "reflect":
+            for axis, size in enumerate(shape):
+                eye = torch.eye(size, dtype=torch.float64).numpy()
+                basis = torch.from_numpy(scipy.fft.dct(eye, axis=0, norm="ortho"))
+                self.register_buffer(f"_cosines_{axis}", basis, persistent=False)
+
+    @property
+    def domain_shape(self) -> tuple[int, ...]:
+        """Sizes of the grid's axes."""
+        return self.shape
+
+    @property
+    def domain_axes(self) -> tuple[int, ...]:
+        """The last axes of a field."""
+        return tuple(range(-len(self.shape), 0))
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis before the grid's."""
+        return -len(self.shape) - 1
+
+    def resized(self, domain_shape: tuple[int, ...]) -> "GridTransform":
+        """A grid of another resolution with the same boundary."""
+        return GridTransform(domain_shape, self.boundary)
+
+    def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """Coefficients of fields ``(..., *shape)``.
+
+        Returns:
+            periodic: complex, ``(..., *shape[:-1], shape[-1] // 2 + 1)``; reflect: real,
+            ``(..., *shape)``.
+
+        Raises:
+            ValueError: if the last axes of ``x`` are not the grid's.
+        """
+        check_field(self, x)
+        x = x.to(working_dtype(x))
+        if self.boundary == "periodic":
+            return torch.fft.rfftn(x, dim=self.domain_axes, norm="ortho")
+        return self._along_axes(x, transpose=False)
+
+    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Fields ``(..., *shape)`` from their coefficients."""
+        if self.boundary == "periodic":
+            return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes, norm="ortho")
+        return self._along_axes(coefficients, transpose=True)
+
+    def _along_axes(self, x: Tensor, *, transpose: bool) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            for axis in range(len(self.shape)):
+                basis: Tensor = getattr(self, f"_cosines_{axis}").to(x.dtype)
+                position = axis - len(self.shape)
+                matrix = basis if transpose else basis.mT
+                x = (x.movedim(position, -1) @ matrix).movedim(-1, position)
+        return x
+
+    def extra_repr(self) -> str:
+        """Shape and boundary, for ``print``."""
+        return f"shape={self.shape}, boundary={self.boundary!r}"
+
+
+def _wavenumbers(size: int, boundary: Boundary, *, one_sided: bool) -> Float[Tensor, " k"]:
+    """Wavenumbers of one axis over the highest it carries."""
+    if boundary == "reflect":
+        return torch.arange(size, dtype=torch.float64) / size
+    cycles = torch.fft.rfftfreq if one_sided else torch.fft.fftfreq
+    return 2 * cycles(size, dtype=torch.float64).abs()

@@ -1,0 +1,138 @@
+"""What every domain promises to the losses, whether it has an explicit basis or not.
+
+Here live the interface `AbstractTransform` and the checks on fields. Transforms that compute
+coefficients are in `basis`; how frequencies group into bands is in `bands`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sdkd_plugin.spectral.bands import Bands
+
+
+class AbstractTransform(nn.Module, ABC):
+    """The spectral view of fields on one domain.
+
+    Frequencies are numbers in [0, 1]: 0 is the mean (or a component's mean), 1 the highest the
+    domain carries. Energies are orthonormal: over all bands they sum to ``sum(x^2)`` (Parseval).
+
+    Half-precision fields are transformed in float32, whatever autocast says; float64 stays so.
+    """
+
+    @property
+    @abstractmethod
+    def domain_shape(self) -> tuple[int, ...]:
+        """Sizes of the domain's axes."""
+
+    @property
+    @abstractmethod
+    def domain_axes(self) -> tuple[int, ...]:
+        """Axes of a field that the domain takes, counted from the end, ascending."""
+
+    @property
+    @abstractmethod
+    def channel_axis(self) -> int:
+        """Axis of a field that holds its channels or features, counted from the end."""
+
+    @abstractmethod
+    def resized(self, domain_shape: tuple[int, ...]) -> "AbstractTransform":
+        """The same kind of transform for latents on a domain of another size.
+
+        Raises:
+            ValueError: if the domain has no such size.
+        """
+
+    @abstractmethod
+    def sample_band_energy(
+        self, x: Float[Tensor, "batch ..."], bands: Bands
+    ) -> Float[Tensor, "batch n_bands"]:
+        """Energy of each sample in each band, summed over its channels; differentiable once.
+
+        Args:
+            x: fields, the first axis the batch.
+            bands: the partition.
+
+        Returns:
+            float32, or float64 where ``x`` is.
+
+        Raises:
+            ValueError: if the fields do not lie on the domain or have no batch axis.
+        """
+
+    @abstractmethod
+    def filter(
+        self,
+        x: Float[Tensor, "..."],
+        response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
+    ) -> Float[Tensor, "..."]:
+        """Multiply each frequency of fields by a real response: ``g(L) x``.
+
+        Args:
+            x: fields on the domain.
+            response: amplitudes, a function of the frequencies in [0, 1]. The image of a band
+                with power weights m has the response ``sqrt(m)``.
+
+        Returns:
+            of the shape and dtype of ``x``.
+
+        Raises:
+            ValueError: if the fields do not lie on the domain or the response does not fit it.
+        """
+
+    def band_energy(
+        self, x: Float[Tensor, "..."], bands: Bands
+    ) -> Float[Tensor, "*other_axes n_bands"]:
+        """Energy of every field in each band: the domain's axes summed, all others kept.
+
+        Args:
+            x: fields, e.g. ``(batch, channels, *shape)`` or ``(batch, time, nodes, features)``.
+            bands: the partition.
+
+        Returns:
+            of shape ``(*other axes, n_bands)``; over the bands it sums to the fields' energy.
+
+        Raises:
+            ValueError: if the fields do not lie on the domain.
+
+        Example:
+            >>> from sdkd_plugin import Bands, GridTransform
+            >>> x = torch.ones(1, 3, 8, 8)
+            >>> GridTransform((8, 8)).band_energy(x, Bands.split(0.5))[0, 0]
+            tensor([64.,  0.])
+        """
+        check_field(self, x)
+        n_domain = len(self.domain_axes)
+        last = x.movedim(self.domain_axes, tuple(range(-n_domain, 0)))
+        # Every field becomes a sample of its own, with one channel.
+        samples = last.reshape(-1, *self.domain_shape).unsqueeze(self.channel_axis)
+        energy = self.sample_band_energy(samples, bands)
+        return energy.reshape(*last.shape[:-n_domain], bands.n_bands)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 fields, float32 for all others."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = False) -> None:
+    """Refuse a field that does not lie on the transform's domain.
+
+    Raises:
+        ValueError: naming the field's shape and the domain's.
+    """
+    shape, axes = transform.domain_shape, transform.domain_axes
+    if not x.is_floating_point():
+        raise ValueError(f"`x` is of {x.dtype}, expected a floating-point field.")
+    if x.ndim < -axes[0] or tuple(x.shape[a] for a in axes) != shape:
+        raise ValueError(
+            f"`x` has shape {tuple(x.shape)}, expected {shape} along axes {axes}: "
+            "build the transform for the shape of the data."
+        )
+    if batched and x.ndim == -axes[0]:
+        raise ValueError(
+            f"`x` has shape {tuple(x.shape)}, expected a batch axis before the domain's {shape}."
+        )
