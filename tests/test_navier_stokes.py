@@ -1,0 +1,557 @@
+"""The vorticity solver, the random initial fields, and the data set made of them."""
+
+import importlib
+import io
+import math
+import os
+from itertools import pairwise
+
+import jaxtyping
+import pytest
+import torch
+from torch.fft import fftfreq, irfft2, rfft2, rfftfreq
+from tqdm import tqdm
+
+from sdkd_plugin.data import vorticity as equation
+from sdkd_plugin.data.navier_stokes import (
+    FNO_SCALE,
+    fno_forcing,
+    gaussian_random_field,
+    navier_stokes,
+    solve,
+)
+
+# By name, because the package exports the function of this name in the module's place.
+data_set = importlib.import_module("sdkd_plugin.data.navier_stokes")
+
+QUIET = {"progress": False}
+UNFORCED = {"forcing": None, "progress": False}
+SMALL = {"resolution": 16, "solver_resolution": 32, "duration": 2.0, "progress": False}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Fields this small gain nothing from threads, and lose a lot to them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def untyped():
+    """Call as a user does: without beartype, which would refuse wrong types before our checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def axes(nx, ny=None):
+    ny = ny or nx
+    x, y = (torch.arange(n, dtype=torch.float64) / n for n in (nx, ny))
+    return torch.meshgrid(x, y, indexing="ij")
+
+
+def relative_l2(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+def truncated(fields):
+    """The part of a field that the 2/3 rule keeps."""
+    n = fields.shape[-1]
+    kept = ((fftfreq(n) * n).abs() < n / 3 - 1e-3)[:, None] & (rfftfreq(n) * n < n / 3 - 1e-3)
+    return irfft2(rfft2(fields) * kept, s=(n, n))
+
+
+def energy_and_enstrophy(w):
+    n = w.shape[-1]
+    kx, ky = 2 * math.pi * n * fftfreq(n).double()[:, None], 2 * math.pi * n * rfftfreq(n).double()
+    square = kx**2 + ky**2
+    psi = rfft2(w) / square.where(square > 0, torch.ones(()).double())
+    u, v = irfft2(1j * ky * psi, s=(n, n)), irfft2(-1j * kx * psi, s=(n, n))
+    return torch.stack([(u**2 + v**2).sum((-1, -2)), (w**2).sum((-1, -2))])
+
+
+class TestExactSolutions:
+    @pytest.mark.parametrize(("kx", "ky"), [(1, 1), (1, 3), (4, 0), (0, 5)])
+    def test_taylor_green_decay(self, kx, ky):
+        # One shell of wave numbers: w is a multiple of psi, so it does not advect itself.
+        x, y = axes(32)
+        wave = torch.cos(2 * math.pi * kx * x) * torch.cos(2 * math.pi * ky * y)[None]
+        times = torch.arange(1, 4).double()
+        rate = 0.01 * 4 * math.pi**2 * (kx**2 + ky**2)
+        got = solve(wave, viscosity=0.01, duration=3.0, dt=0.25, **UNFORCED)
+        exact = torch.exp(-rate * times)[None, :, None, None] * wave[:, None]
+        assert float((got - exact).abs().max()) < 1e-13
+
+    @pytest.mark.parametrize("scheme", ["cn-heun", "cn-euler"])
+    def test_crank_nicolson_decays_at_second_order(self, scheme):
+        x, y = axes(16)
+        wave = (torch.cos(4 * math.pi * x) * torch.cos(2 * math.pi * y))[None]
+        exact = wave * math.exp(-0.01 * 20 * math.pi**2)
+        errors = [
+            relative_l2(
+                solve(wave, viscosity=0.01, duration=1.0, dt=1 / n, scheme=scheme, **UNFORCED)[
+                    :, 0
+                ],
+                exact,
+            )
+            for n in (10, 20, 40)
+        ]
+        orders = [math.log2(a / b) for a, b in pairwise(errors)]
+        assert orders == pytest.approx([2, 2], abs=0.02)
+
+    def test_forced_from_rest(self):
+        # f has one shell of wave numbers too: w = f (1 - exp(-r t)) / r with r = 8 pi^2 nu.
+        rate = 8 * math.pi**2 * 1e-2
+        got = solve(torch.zeros(1, 16, 16).double(), viscosity=1e-2, duration=3.0, dt=0.5, **QUIET)
+        for i, t in enumerate((1, 2, 3)):
+            exact = fno_forcing(*axes(16)) * (1 - math.exp(-rate * t)) / rate
+            assert float((got[0, i] - exact).abs().max()) < 1e-14
+
+    def test_tendency_is_minus_advection(self):
+        # w = cos 2 pi x + cos 4 pi y, worked out by hand: u . grad w = -3/2 sin 2 pi x sin 4 pi y.
+        x, y = axes(16)
+        w = torch.cos(2 * math.pi * x) + torch.cos(4 * math.pi * y)
+        advection = -1.5 * torch.sin(2 * math.pi * x) * torch.sin(4 * math.pi * y)
+        dt = 1e-6
+        change = (
+            solve(w[None], viscosity=0.0, duration=dt, record_interval=dt, **UNFORCED)[0, 0] - w
+        )
+        assert relative_l2(change / dt, -advection) < 1e-5
+
+
+class TestConservation:
+    def test_truncation_conserves_energy_and_enstrophy(self):
+        w = truncated(gaussian_random_field(3, 33, generator=0))
+        flow = equation._Flow(torch.zeros(33, 33).double(), 0.0, w)
+        rate = flow.to_field(flow.tendency(rfft2(w)))
+        before, after = energy_and_enstrophy(w - 1e-3 * rate), energy_and_enstrophy(w + 1e-3 * rate)
+        # Both are quadratic, so the central difference is their exact derivative.
+        assert float(((after - before) / (after + before)).abs().max()) < 1e-15
+
+    @pytest.mark.parametrize(("scheme", "steps", "order"), [("etdrk4", 32, 5), ("cn-heun", 64, 3)])
+    def test_inviscid_drift_is_of_the_order_in_time(self, scheme, steps, order):
+        w = truncated(4 * gaussian_random_field(2, 32, generator=0))
+        drifts = []
+        for n in (steps, 2 * steps):
+            late = solve(w, viscosity=0.0, duration=1.0, dt=1 / n, scheme=scheme, **UNFORCED)[:, 0]
+            change = energy_and_enstrophy(late) / energy_and_enstrophy(w) - 1
+            drifts.append(change.abs().amax(1))
+        assert float(drifts[-1].max()) < 2e-5
+        # One above the scheme's: energy changes by the amplitude's error, the phase's is larger.
+        measured = torch.log2(drifts[0] / drifts[1])
+        assert torch.all((measured - order).abs() < 0.4), measured
+
+    def test_mean_vorticity_changes_as_forced(self):
+        w = gaussian_random_field(2, 16, generator=0)
+        for scheme in ("etdrk4", "cn-heun", "cn-euler"):
+            got = solve(
+                w + 0.5, duration=2.0, forcing=lambda x, y: fno_forcing(x, y) + 0.25, dt=1 / 16,
+                scheme=scheme, **QUIET,
+            )  # fmt: skip
+            expected = torch.tensor([0.75, 1.0]).double().expand(2, 2)
+            torch.testing.assert_close(got.mean((-1, -2)), expected, rtol=0, atol=1e-14)
+
+
+class TestAccuracy:
+    @pytest.mark.parametrize(
+        ("scheme", "steps", "order", "window"),
+        [("etdrk4", 16, 4, 0.1), ("cn-heun", 64, 2, 0.05), ("cn-euler", 256, 1, 0.05)],
+    )
+    def test_order(self, scheme, steps, order, window):
+        w = 4 * gaussian_random_field(2, 32, generator=0)
+        reference = solve(w, duration=1.0, dt=1 / 512, **QUIET)
+        errors = [
+            relative_l2(solve(w, duration=1.0, dt=1 / n, scheme=scheme, **QUIET), reference)
+            for n in (steps, 2 * steps, 4 * steps)
+        ]
+        orders = [math.log2(a / b) for a, b in pairwise(errors)]
+        assert orders == pytest.approx([order] * 2, abs=window)
+
+    def test_recipe_and_large_steps_agree(self):
+        w = gaussian_random_field(2, 32, generator=1)
+        recipe = solve(w, duration=1.0, scheme="cn-euler", dt=2.5e-4, **QUIET)
+        large = solve(w, duration=1.0, scheme="etdrk4", dt=1 / 16, **QUIET)
+        assert relative_l2(large, recipe) < 5e-5
+
+    def test_space_converges(self):
+        coarse = gaussian_random_field(1, 32, generator=2, alpha=6.0, scale=1e9)
+        fine = gaussian_random_field(1, 64, generator=2, alpha=6.0, scale=1e9)
+        settings = {"viscosity": 2e-3, "duration": 2.0, "dt": 1 / 64, **QUIET}
+        assert relative_l2(solve(coarse, **settings), solve(fine, **settings)[..., ::2, ::2]) < 1e-6
+
+    def test_rectangular_grid_agrees_with_the_square_one(self):
+        fine = gaussian_random_field(1, 48, generator=2, alpha=6.0, scale=1e9)
+        settings = {"viscosity": 2e-3, "duration": 2.0, "dt": 1 / 64, **QUIET}
+        got = solve(fine[:, ::2, :], **settings)
+        assert got.shape == (1, 2, 24, 48)
+        assert relative_l2(got, solve(fine, **settings)[..., ::2, :]) < 1e-5
+
+    def test_float32_agrees_with_float64(self):
+        w = gaussian_random_field(2, 32, generator=0)
+        single = solve(w.float(), duration=5.0, **QUIET)
+        assert single.dtype == torch.float32
+        assert relative_l2(single.double(), solve(w, duration=5.0, **QUIET)) < 1e-5
+
+    def test_samples_do_not_see_each_other(self):
+        w = gaussian_random_field(3, 32, generator=0)
+        together = solve(w, duration=2.0, **QUIET)
+        for i in range(3):
+            alone = solve(w[i : i + 1], duration=2.0, **QUIET)
+            assert relative_l2(alone[0], together[i]) < 1e-13
+
+    def test_equation_has_no_preferred_place_nor_direction(self):
+        w = gaussian_random_field(2, 24, generator=0)
+        settings = {"duration": 2.0, "viscosity": 1e-3, **UNFORCED}
+        got = solve(w, **settings)
+        moved = solve(w.roll((5, -3), (-2, -1)), **settings)
+        torch.testing.assert_close(moved, got.roll((5, -3), (-2, -1)), rtol=0, atol=1e-12)
+        # A mirror image turns the other way: exchanging x and y changes the sign of vorticity.
+        mirrored = solve(-w.mT.contiguous(), **settings)
+        torch.testing.assert_close(mirrored, -got.mT, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("z", [0.0, -1e-9, -1e-3, -0.1])
+    def test_coefficients_near_zero_match_their_series(self, z):
+        got = [
+            float(c) for c in equation._etdrk4_coefficients(torch.tensor(z, dtype=torch.float64))
+        ]
+        f = math.factorial
+        phi = [sum(z**k / f(k + n) for k in range(20)) for n in range(4)]
+        half = sum((z / 2) ** k / f(k + 1) for k in range(20)) / 2
+        exact = [
+            half,
+            phi[1] - 3 * phi[2] + 4 * phi[3],
+            2 * phi[2] - 4 * phi[3],
+            4 * phi[3] - phi[2],
+        ]
+        assert got == pytest.approx(exact, rel=1e-13)
+
+    def test_coefficients_far_from_zero_match_their_formulas(self):
+        z = -torch.tensor([20.0, 1e3, 1e6], dtype=torch.float64)
+        q, f1, f2, f3 = equation._etdrk4_coefficients(z)
+        e = torch.exp(z)
+        torch.testing.assert_close(q, torch.expm1(z / 2) / z, rtol=1e-13, atol=0)
+        torch.testing.assert_close(f1, (-4 - z + e * (4 - 3 * z + z**2)) / z**3, rtol=1e-12, atol=0)
+        torch.testing.assert_close(f2, 2 * (2 + z + e * (z - 2)) / z**3, rtol=1e-12, atol=0)
+        torch.testing.assert_close(f3, (-4 - 3 * z - z**2 + e * (4 - z)) / z**3, rtol=1e-12, atol=0)
+
+
+class TestInitialField:
+    def test_spectrum_follows_the_law(self):
+        n, samples = 16, 4000
+        fields = gaussian_random_field(samples, n, generator=0)
+        assert fields.dtype == torch.float64
+        c = rfft2(fields, norm="forward")
+        kx, ky = (fftfreq(n) * n)[:, None].double(), (rfftfreq(n) * n)[None].double()
+        carried = (kx.abs() < n / 2) & (ky < n / 2) & ((kx != 0) | (ky != 0))
+        law = 2 * 7.0**3 * (4 * math.pi**2 * (kx**2 + ky**2) + 49) ** -2.5
+        assert c[:, ~carried].abs().max() < 1e-15
+        # |c|^2 / law has mean and deviation 1; five standard errors over 112 modes.
+        scaled = (c / law.sqrt())[:, carried]
+        tolerance = 5 / math.sqrt(samples)
+        assert float((scaled.abs().square().mean(0) - 1).abs().max()) < tolerance
+        # Complex normal: |c|^4 has mean 2 (deviation sqrt(20)), c and c^2 have mean 0.
+        assert float((scaled.abs() ** 4).mean()) == pytest.approx(2, abs=0.05)
+        assert float(scaled.mean(0).abs().max()) < tolerance
+        assert float(scaled.square().mean(0).abs().max()) < 2 * tolerance
+
+    def test_modes_are_independent(self):
+        c = rfft2(gaussian_random_field(4000, 8, generator=1))[:, 1:4, 1:4].flatten(1)
+        correlation = torch.corrcoef(c.T) - torch.eye(9)
+        assert float(correlation.abs().max()) < 5 / math.sqrt(4000)
+
+    @pytest.mark.parametrize("n", [15, 16, 64])
+    def test_same_field_on_every_grid(self, n):
+        few = rfft2(gaussian_random_field(1, 12, generator=7), norm="forward")
+        many = rfft2(gaussian_random_field(1, n, generator=7), norm="forward")
+        for rows in (slice(0, 6), slice(-5, None)):
+            torch.testing.assert_close(few[:, rows, :6], many[:, rows, :6], rtol=0, atol=1e-15)
+
+    def test_generator_advances_and_the_global_one_is_untouched(self):
+        before = torch.random.get_rng_state()
+        generator = torch.Generator().manual_seed(3)
+        first = gaussian_random_field(1, 8, generator=generator)
+        assert torch.equal(first, gaussian_random_field(1, 8, generator=3))
+        assert not torch.equal(first, gaussian_random_field(1, 8, generator=generator))
+        assert torch.equal(before, torch.random.get_rng_state())
+
+    def test_scale_multiplies_the_covariance(self):
+        weak = gaussian_random_field(1, 8, generator=0, scale=1.0)
+        strong = gaussian_random_field(1, 8, generator=0)
+        torch.testing.assert_close(strong, weak * math.sqrt(FNO_SCALE))
+
+    @pytest.mark.parametrize("name", ["alpha", "tau", "scale"])
+    @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+    def test_refuses_parameters_out_of_range(self, name, value):
+        with pytest.raises(ValueError, match=rf"`{name}` is .*finite number above 0"):
+            gaussian_random_field(1, 8, generator=0, **{name: value})
+
+
+class TestSolveRefuses:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"viscosity": -1e-3}, r"`viscosity` is -0.001.*at least 0"),
+            ({"viscosity": math.nan}, r"`viscosity` is nan"),
+            ({"duration": 0.0}, r"`duration` is 0.0"),
+            ({"record_interval": -1.0}, r"`record_interval` is -1.0"),
+            ({"record_interval": 0.3}, r"`record_interval` is 0.3, expected a divisor.*0.25"),
+            ({"record_interval": 2.0}, r"`record_interval` is 2.0, .* smaller one is 1.0"),
+            ({"dt": 0.3}, r"`dt` is 0.3, expected a divisor of `record_interval` 1.0.*0.25"),
+            ({"dt": 0.0}, r"`dt` is 0.0"),
+            ({"dt": 2.0}, r"`dt` is 2.0, expected a divisor"),
+            ({"forcing": torch.zeros(8, 4)}, r"`forcing` has shape \(8, 4\), expected \(8, 8\)"),
+            ({"forcing": lambda x, y: x[:4]}, r"`forcing` has shape \(4, 8\)"),
+            ({"forcing": lambda x, y: 1 / x}, r"`forcing` has 8 of 64 values that are NaN or Inf"),
+        ],
+    )
+    def test_bad_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            solve(torch.zeros(1, 8, 8), **{"duration": 1.0, **QUIET, **arguments})
+
+    def test_unknown_scheme(self, untyped):
+        with pytest.raises(ValueError, match=r"`scheme` is 'etdrk'.*mean 'etdrk4'"):
+            solve(torch.zeros(1, 8, 8), scheme="etdrk")
+
+    @pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8), (1, 3, 8), (0, 8, 8)])
+    def test_bad_shapes(self, untyped, shape):
+        with pytest.raises(ValueError, match=r"`vorticity` has shape .*expected \(batch, nx, ny\)"):
+            solve(torch.zeros(shape))
+
+    def test_bad_types_and_values(self, untyped):
+        with pytest.raises(ValueError, match=r"type torch.float16.*`.float\(\)`"):
+            solve(torch.zeros(1, 8, 8).half())
+        w = torch.zeros(1, 8, 8)
+        w[0, 2, 3] = math.nan
+        with pytest.raises(ValueError, match=r"`vorticity` has 1 of 64 values"):
+            solve(w)
+
+    def test_a_step_too_large_at_once(self):
+        w = 100 * gaussian_random_field(1, 32, generator=0)
+        with pytest.raises(
+            ValueError, match=r"lost after t = 0,.* CFL number .* was \d+\.?\d*; try"
+        ):
+            solve(w, duration=1.0, dt=0.5, **QUIET)
+
+    def test_fields_too_strong_for_their_type(self):
+        with pytest.raises(ValueError, match=r"`vorticity` reaches 3e\+38.*scale the fields down"):
+            solve(3e38 * torch.eye(8)[None], duration=1.0, **QUIET)
+
+    @pytest.mark.parametrize("scheme", ["etdrk4", "cn-heun"])
+    def test_the_steps_suggested_lead_out(self, scheme):
+        w = gaussian_random_field(1, 32, generator=0)
+        settings = {"duration": 20.0, "viscosity": 1e-5, "scheme": scheme, **QUIET}
+        with pytest.raises(ValueError, match=r"`dt` is 0\.25,.* lost after t = [1-9]") as caught:
+            solve(w, dt=0.25, **settings)
+        # The flow gains speed until it is lost, so the first suggestion need not be the last.
+        for _ in range(3):
+            dt = float(str(caught.value).split("try dt=")[1].rstrip("."))
+            try:
+                assert torch.isfinite(solve(w, dt=dt, **settings)).all()
+                return
+            except ValueError as error:
+                caught.value.args = error.args
+        pytest.fail(f"even dt={dt} is too large")
+
+    def test_leaves_what_it_was_given_alone(self):
+        w, f = gaussian_random_field(1, 8, generator=0), torch.ones(8, 8)
+        copies = w.clone(), f.clone()
+        solve(w, forcing=f, duration=1.0, **QUIET)
+        assert torch.equal(w, copies[0])
+        assert torch.equal(f, copies[1])
+
+
+class TestProgress:
+    def test_a_callers_bar_advances_by_a_step(self):
+        with tqdm(total=6, file=io.StringIO()) as bar:
+            solve(torch.zeros(1, 8, 8), duration=2.0, dt=1 / 3, progress=bar)
+            assert bar.n == 6
+
+    def test_quick_and_quiet_runs_write_nothing(self, capsys):
+        solve(torch.zeros(1, 8, 8), duration=1.0, dt=0.5)
+        solve(torch.zeros(1, 8, 8), duration=1.0, dt=0.5, progress=False)
+        assert capsys.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("module", ["vorticity", "navier_stokes"])
+    def test_slow_runs_show_a_bar_on_stderr(self, module, monkeypatch, capsys):
+        class AtOnce(tqdm):
+            def __init__(self, *args, delay, **kwargs):
+                assert delay == 1
+                super().__init__(*args, **kwargs)
+
+        monkeypatch.setattr(equation, "tqdm", AtOnce)
+        monkeypatch.setattr(data_set, "tqdm", AtOnce)
+        if module == "vorticity":
+            solve(torch.zeros(1, 8, 8), duration=1.0, dt=0.25)
+        else:
+            navier_stokes(2, **SMALL | {"progress": True, "dt": 0.5}, batch_size=1, cache=False)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("4/4" if module == "vorticity" else "8/8") in err
+
+
+class TestDataSet:
+    def test_defaults_are_the_recipe(self):
+        fields = navier_stokes(2, **SMALL, cache=False)
+        initial = [gaussian_random_field(1, 32, generator=start) for start in start_seeds(0, 2)]
+        solved = solve(torch.cat(initial).float(), viscosity=1e-3, duration=2.0, **QUIET)
+        torch.testing.assert_close(fields, solved[..., ::2, ::2])
+        assert fields.shape == (2, 2, 16, 16)
+        assert fields.dtype == torch.float32
+
+    def test_sample_depends_on_seed_and_index_only(self):
+        fields = navier_stokes(5, **SMALL, cache=False)
+        assert torch.equal(fields, navier_stokes(5, **SMALL, cache=False))
+        for n, batch_size in ((5, 1), (5, 2), (3, 16)):
+            other = navier_stokes(n, batch_size=batch_size, **SMALL, cache=False)
+            torch.testing.assert_close(other, fields[:n], rtol=0, atol=2e-6)
+        assert relative_l2(navier_stokes(5, seed=1, **SMALL, cache=False), fields) > 0.1
+        assert relative_l2(fields[1], fields[0]) > 0.1
+
+    def test_samples_of_two_seeds_do_not_overlap(self):
+        seeds = [seed for i in range(20) for seed in start_seeds(i, 1000)]
+        assert len(set(seeds)) == len(seeds)
+
+    def test_truncation_drops_what_the_coarse_grid_does_not_carry(self):
+        settings = {**SMALL, "dtype": torch.float64, "viscosity": 1e-5, "cache": False}
+        full = navier_stokes(1, **settings | {"resolution": 32})
+        cut = navier_stokes(1, **settings, downsampling="truncate")
+        fine, coarse = rfft2(full, norm="forward"), rfft2(cut, norm="forward")
+        for rows in (slice(0, 8), slice(-7, None)):
+            torch.testing.assert_close(coarse[..., rows, :8], fine[..., rows, :8])
+        assert float(coarse[..., 8].abs().max()) < 1e-15
+        assert float(coarse[..., 8, :].abs().max()) < 1e-15
+        taken = navier_stokes(1, **settings)
+        assert torch.equal(taken, full[..., ::2, ::2])
+        assert relative_l2(taken, cut) > 1e-6
+
+    def test_truncation_to_the_solvers_own_grid_changes_nothing(self):
+        settings = SMALL | {"resolution": 32, "dtype": torch.float64, "cache": False}
+        torch.testing.assert_close(
+            navier_stokes(1, **settings, downsampling="truncate"),
+            navier_stokes(1, **settings, downsampling="subsample"),
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"resolution": 24}, r"`resolution` is 24, expected a divisor.*32"),
+            ({"resolution": 64}, r"`resolution` is 64, expected a divisor.*32"),
+            ({"resolution": 2}, r"`resolution` is 2, expected an integer of at least 4"),
+            ({"solver_resolution": 0}, r"`solver_resolution` is 0"),
+            ({"batch_size": 0}, r"`batch_size` is 0"),
+            ({"seed": -1}, r"`seed` is -1, expected an integer of at least 0"),
+            ({"initial_scale": -1.0}, r"`initial_scale` is -1.0"),
+            ({"viscosity": -1.0}, r"`viscosity` is -1.0"),
+            ({"dt": 0.3}, r"`dt` is 0.3, expected a divisor"),
+            ({"dtype": torch.float16}, r"`dtype` is torch.float16, expected torch.float32 or"),
+            ({"forcing": torch.zeros(16, 16)}, r"`forcing` has shape \(16, 16\), .*\(32, 32\)"),
+        ],
+    )
+    def test_refuses_bad_arguments_and_stores_nothing(self, arguments, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            navier_stokes(1, **SMALL | arguments, cache=tmp_path)
+        assert os.listdir(tmp_path) == []
+
+    def test_refuses_no_samples_and_unknown_downsampling(self, untyped):
+        with pytest.raises(ValueError, match=r"`n_samples` is 0"):
+            navier_stokes(0, **SMALL)
+        with pytest.raises(ValueError, match=r"`downsampling` is 'subsampel'.*'subsample'\?"):
+            navier_stokes(1, **SMALL, downsampling="subsampel")
+
+
+class TestCache:
+    def test_second_call_reads(self, tmp_path, monkeypatch):
+        first = navier_stokes(2, **SMALL, cache=tmp_path)
+        monkeypatch.setattr(data_set, "solve", None)
+        assert torch.equal(navier_stokes(2, **SMALL, cache=str(tmp_path)), first)
+        # Neither changes the numbers but for round-off, so neither may cost a new file.
+        assert torch.equal(navier_stokes(2, **SMALL, batch_size=1, cache=tmp_path), first)
+        assert len(os.listdir(tmp_path)) == 1
+
+    def test_default_folder_or_none(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
+        navier_stokes(1, **SMALL, cache=False)
+        assert os.listdir(tmp_path) == []
+        navier_stokes(1, **SMALL)
+        assert len(os.listdir(tmp_path)) == 1
+
+    def test_every_parameter_is_in_the_key(self, tmp_path):
+        changes = [
+            {},
+            {"resolution": 8},
+            {"solver_resolution": 16},
+            {"viscosity": 2e-3},
+            {"duration": 1.0},
+            {"record_interval": 0.5},
+            {"initial_scale": 1.0},
+            {"forcing": None},
+            {"dt": 1 / 64},
+            {"scheme": "cn-heun"},
+            {"downsampling": "truncate"},
+            {"seed": 1},
+            {"dtype": torch.float64},
+        ]
+        for number, change in enumerate(changes, start=1):
+            navier_stokes(1, **SMALL | change, cache=tmp_path)
+            assert len(os.listdir(tmp_path)) == number, change
+        navier_stokes(2, **SMALL, cache=tmp_path)
+        assert len(os.listdir(tmp_path)) == len(changes) + 1
+
+    def test_forcing_counts_by_value(self, tmp_path):
+        navier_stokes(1, **SMALL, cache=tmp_path)
+        navier_stokes(1, **SMALL, forcing=lambda x, y: fno_forcing(x, y), cache=tmp_path)
+        navier_stokes(1, **SMALL, forcing=fno_forcing(*axes(32)), cache=tmp_path)
+        assert len(os.listdir(tmp_path)) == 1
+
+    def test_names_a_truncated_file(self, tmp_path):
+        navier_stokes(1, **SMALL, cache=tmp_path)
+        (path,) = tmp_path.iterdir()
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(ValueError, match=rf"{path.name} is truncated.*Delete it"):
+            navier_stokes(1, **SMALL, cache=tmp_path)
+
+    def test_ctrl_c_leaves_nothing(self, tmp_path, monkeypatch):
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(data_set, "solve", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            navier_stokes(1, **SMALL, cache=tmp_path)
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_agrees_with_cpu():
+    settings = {**SMALL, "dtype": torch.float64, "cache": False}
+    torch.testing.assert_close(
+        navier_stokes(3, **settings, device="cuda"),
+        navier_stokes(3, **settings),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def start_seeds(seed, n_samples):
+    """The generator seeds of a data set's samples, found out by watching them being used."""
+    seen = []
+
+    def watch(*args, generator, **kwargs):
+        seen.append(generator)
+        return torch.zeros(1, 4, 4, dtype=torch.float64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_set, "gaussian_random_field", watch)
+        patch.setattr(data_set, "solve", lambda w, **_: w[:, None])
+        navier_stokes(
+            n_samples,
+            resolution=4,
+            solver_resolution=4,
+            duration=1.0,
+            seed=seed,
+            batch_size=n_samples,
+            cache=False,
+        )
+    return seen
