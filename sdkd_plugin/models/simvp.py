@@ -1,0 +1,296 @@
+"""SimVP, the teacher whose encoder sees one frame and whose translator sees all of them.
+
+Here live the model and its two translators. Encoder and decoder are in `blocks`.
+"""
+
+import math
+from functools import reduce
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin.models.blocks import (
+    AppendCoordinates,
+    Decoder,
+    Encoder,
+    Padding,
+    check_input,
+    check_multiple,
+    check_padding,
+    conv2d,
+    conv_block,
+    group_norm,
+)
+
+Translator = Literal["inception", "gated"]
+
+_INCEPTION_KERNELS = (3, 5, 7, 11)
+_INCEPTION_GROUPS = 8
+# A kernel of about 15 as a local one and a dilated one. SimVP v2 uses 21 (5, and 7 at dilation
+# 3), which needs a latent grid of 10 points an axis; 15 runs on the 8 of a 32 x 32 field.
+_GATED_LOCAL, _GATED_WIDE, _GATED_DILATION = 5, 5, 3
+
+
+class InceptionBlock(nn.Module):
+    """Parallel grouped convolutions of several sizes on a pointwise mixture, summed.
+
+    Args:
+        in_channels: channels in.
+        hidden: channels of the mixture.
+        out_channels: channels out.
+        padding: what lies beyond the boundary.
+
+    Example:
+        >>> InceptionBlock(8, 4, 16, padding="periodic")(torch.zeros(1, 8, 8, 8)).shape
+        torch.Size([1, 16, 8, 8])
+
+    Source: Gao et al., SimVP, CVPR 2022, section 3.3.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden: int, out_channels: int, *, padding: Padding
+    ) -> None:
+        super().__init__()
+        groups = math.gcd(_INCEPTION_GROUPS, hidden, out_channels)
+        self.mix = nn.Conv2d(in_channels, hidden, 1)
+        self.branches = nn.ModuleList(
+            conv_block(hidden, out_channels, kernel, padding=padding, groups=groups)
+            for kernel in _INCEPTION_KERNELS
+        )
+
+    def forward(self, z: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
+        """Return the sum of the branches."""
+        z = self.mix(z)
+        return reduce(torch.add, (branch(z) for branch in self.branches))
+
+
+class InceptionTranslator(nn.Module):
+    """A U of inception blocks at one resolution: ``depth`` down, ``depth`` up, skips between.
+
+    Args:
+        in_channels: latent channels of all input frames.
+        out_channels: latent channels of all forecast frames.
+        width: channels between.
+        depth: blocks of each half.
+        padding: what lies beyond the boundary.
+
+    Example:
+        >>> translator = InceptionTranslator(8, 12, width=16, depth=2, padding="zeros")
+        >>> translator(torch.zeros(1, 8, 8, 8)).shape
+        torch.Size([1, 12, 8, 8])
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, width: int, depth: int, padding: Padding
+    ) -> None:
+        super().__init__()
+
+        def block(c_in: int, c_out: int) -> InceptionBlock:
+            return InceptionBlock(c_in, max(1, width // 2), c_out, padding=padding)
+
+        self.first = nn.ModuleList(block(width if i else in_channels, width) for i in range(depth))
+        self.second = nn.ModuleList(
+            block(
+                2 * width if i else width,
+                width if i < depth - 1 else out_channels,
+            )
+            for i in range(depth)
+        )
+
+    def forward(self, z: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
+        """Turn the input frames' latents into the forecast frames'."""
+        skips = []
+        for block in self.first:
+            z = block(z)
+            skips.append(z)
+        skips.pop()
+        for i, block in enumerate(self.second):
+            z = block(torch.cat([z, skips.pop()], dim=1) if i else z)
+        return z
+
+
+class GatedBlock(nn.Module):
+    """Gated spatiotemporal attention: large-kernel depthwise convolutions, gated, then an MLP.
+
+        f, g = pointwise(wide(local(norm(z)))),   z = z + pointwise(sigmoid(g) * f),
+        z = z + MLP(norm(z))
+
+    Args:
+        channels: channels in and out.
+        padding: what lies beyond the boundary.
+
+    Example:
+        >>> GatedBlock(8, padding="periodic")(torch.zeros(1, 8, 8, 8)).shape
+        torch.Size([1, 8, 8, 8])
+
+    Source: Tan et al., SimVP v2, 2022 (gSTA), after the large-kernel attention of Guo et al., VAN.
+    """
+
+    def __init__(self, channels: int, *, padding: Padding) -> None:
+        super().__init__()
+        self.spread = nn.Sequential(
+            group_norm(channels),
+            nn.Conv2d(channels, channels, 1),
+            nn.GELU(),
+            conv2d(channels, channels, _GATED_LOCAL, padding=padding, groups=channels),
+            conv2d(
+                channels,
+                channels,
+                _GATED_WIDE,
+                padding=padding,
+                groups=channels,
+                dilation=_GATED_DILATION,
+            ),
+            nn.Conv2d(channels, 2 * channels, 1),
+        )
+        self.project = nn.Conv2d(channels, channels, 1)
+        self.mlp = nn.Sequential(
+            group_norm(channels),
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+
+    def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
+        """Return the latent one block later."""
+        feature, gate = self.spread(z).chunk(2, dim=1)
+        z = z + self.project(torch.sigmoid(gate) * feature)
+        return z + self.mlp(z)
+
+
+class SimVP(nn.Module):
+    """Encode each frame, translate all of them at once, decode each forecast frame.
+
+    The encoder turns each frame of ``in_channels / in_frames`` variables into ``width`` channels
+    on a coarser grid; the translator turns the ``in_frames * width`` channels of all input
+    frames into the ``out_frames * width`` of all forecast frames, so the two counts may differ;
+    the decoder reads each of these back, with a skip from the encoder's first layer: forecast
+    frame t takes it from input frame t, of the ``out_frames`` latest where there are more input
+    frames, and from the last one where there are fewer.
+
+    Args:
+        in_channels: input frames times variables, frame by frame: channel
+            ``frame * variables + variable``.
+        out_channels: forecast frames times variables, in the same order.
+        in_frames: input frames. By default one variable a frame.
+        out_frames: forecast frames. By default as many variables a frame as in the input.
+        width: channels of a frame, in the encoder, the latent and the decoder.
+        latent_width: channels of the translator.
+        depth: translator blocks (inception: of each half).
+        n_downsampling: halvings of the grid.
+        translator: ``"inception"``, parallel grouped kernels of 3, 5, 7 and 11 (SimVP v1), or
+            ``"gated"``, a decomposed large kernel with a gate (SimVP v2's gSTA).
+        padding: what lies beyond the boundary.
+        coordinates: whether the encoder also sees the coordinates of each point.
+
+    Raises:
+        ValueError: for a size that is not positive, an unknown option, or channels that the
+            frames do not divide; from ``forward``, for other channels or a grid too coarse for
+            the translator's kernels.
+
+    Example:
+        >>> teacher = SimVP(in_channels=10, out_channels=20, width=8, latent_width=32)
+        >>> teacher(torch.zeros(2, 10, 32, 32)).shape
+        torch.Size([2, 20, 32, 32])
+
+    Source: Gao et al., SimVP, CVPR 2022; Tan et al., SimVP v2, 2022 (gSTA). Strided and
+    transposed convolutions once a level; GELU in place of leaky ReLU.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        in_frames: int | None = None,
+        out_frames: int | None = None,
+        width: int = 16,
+        latent_width: int = 128,
+        depth: int = 3,
+        n_downsampling: int = 2,
+        translator: Translator = "inception",
+        padding: Padding = "periodic",
+        coordinates: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive_int("in_channels", in_channels)
+        check_positive_int("out_channels", out_channels)
+        check_positive_int("width", width)
+        check_positive_int("latent_width", latent_width)
+        check_positive_int("depth", depth)
+        check_positive_int("n_downsampling", n_downsampling)
+        check_choice("translator", translator, get_args(Translator))
+        check_padding(padding)
+        in_frames = in_channels if in_frames is None else in_frames
+        check_positive_int("in_frames", in_frames)
+        check_multiple("in_channels", in_channels, in_frames, "`in_frames`")
+        variables = in_channels // in_frames
+        if out_frames is None:
+            check_multiple(
+                "out_channels",
+                out_channels,
+                variables,
+                "the variables of an input frame; give `out_frames` if the forecast has others",
+            )
+            out_frames = out_channels // variables
+        check_positive_int("out_frames", out_frames)
+        check_multiple("out_channels", out_channels, out_frames, "`out_frames`")
+
+        self.in_channels = in_channels
+        self.in_frames = in_frames
+        self.out_frames = out_frames
+        reach = (
+            max(_INCEPTION_KERNELS) // 2
+            if translator == "inception"
+            else max(_GATED_LOCAL // 2, _GATED_DILATION * (_GATED_WIDE // 2))
+        )
+        # Padding may not reach around the whole grid, so the latent needs more points than that.
+        self.smallest = reach * 2**n_downsampling + 1
+        widths = [width] * (n_downsampling + 1)
+        self.locate = AppendCoordinates(padding) if coordinates else None
+        seen = variables + (self.locate.channels if self.locate else 0)
+        self.encoder = Encoder(seen, widths, padding=padding)
+        self.translator: nn.Module
+        if translator == "inception":
+            self.translator = InceptionTranslator(
+                in_frames * width,
+                out_frames * width,
+                width=latent_width,
+                depth=depth,
+                padding=padding,
+            )
+        else:
+            self.translator = nn.Sequential(
+                nn.Conv2d(in_frames * width, latent_width, 1),
+                *(GatedBlock(latent_width, padding=padding) for _ in range(depth)),
+                nn.Conv2d(latent_width, out_frames * width, 1),
+            )
+        self.decoder = Decoder(widths, out_channels // out_frames, padding=padding)
+
+    @property
+    def taps(self) -> dict[str, str]:
+        """The forecast frames' latents, ``out_frames * width`` channels: name to module path."""
+        return {"latent": "translator"}
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels nx ny"]
+    ) -> Float[Tensor, "batch out_channels nx ny"]:
+        """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
+        check_input(x, self.in_channels, self.smallest)
+        frames = x.unflatten(1, (self.in_frames, -1)).flatten(0, 1)
+        latent, skip = self.encoder(self.locate(frames) if self.locate else frames)
+        latent = self.translator(latent.unflatten(0, (-1, self.in_frames)).flatten(1, 2))
+        latent = latent.unflatten(1, (self.out_frames, -1)).flatten(0, 1)
+        fields = self.decoder(latent, self._pair_frames(skip))
+        return fields.unflatten(0, (-1, self.out_frames)).flatten(1, 2)
+
+    def _pair_frames(self, skip: Tensor) -> Tensor:
+        """Give each forecast frame the skip of its input frame."""
+        if self.in_frames == self.out_frames:
+            return skip
+        first = max(0, self.in_frames - self.out_frames)
+        source = [min(first + t, self.in_frames - 1) for t in range(self.out_frames)]
+        return skip.unflatten(0, (-1, self.in_frames))[:, source].flatten(0, 1)

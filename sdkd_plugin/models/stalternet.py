@@ -1,0 +1,266 @@
+"""STAlterNet, the teacher whose latent evolution separates high from low frequencies.
+
+Here lives the model with its two branches. Its encoder and decoder are in `blocks`; what a
+distillation does with the tapped branches is the losses' affair.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin.models.blocks import (
+    AppendCoordinates,
+    Decoder,
+    Encoder,
+    LayerNorm2d,
+    Padding,
+    ResidualBlock,
+    check_input,
+    check_multiple,
+    check_padding,
+    positions,
+)
+
+Order = Literal["parallel", "serial"]
+
+
+def rotary_angles(
+    nx: int, ny: int, head_width: int, like: Tensor, *, padding: Padding
+) -> Float[Tensor, "tokens half"]:
+    """Angles by which queries and keys turn with the place of their token.
+
+    ``2π k x`` and ``2π k y`` on a periodic grid, ``π k x`` and ``π k y`` on a bounded one, with
+    k = 0 ... head_width / 4 - 1 and x, y in [0, 1). A query meets a key at the difference of
+    their angles, so attention knows the distance between two points; whole turns make that
+    distance the one on the torus, and counting in parts of the domain instead of in points
+    makes it mean the same at every resolution.
+
+    Args:
+        nx: points along the first axis.
+        ny: points along the second axis.
+        head_width: channels of one head, a multiple of 4.
+        like: a tensor whose device and floating type to follow.
+        padding: what lies beyond the boundary.
+
+    Example:
+        >>> rotary_angles(4, 4, 8, torch.zeros(1), padding="periodic").shape
+        torch.Size([16, 4])
+    """
+    turn = 2 * math.pi if padding == "periodic" else math.pi
+    x, y = (positions(n, like, padding=padding) for n in (nx, ny))
+    wavenumbers = turn * torch.arange(head_width // 4, device=x.device, dtype=x.dtype)
+    along_x = (x[:, None] * wavenumbers)[:, None].expand(nx, ny, -1)
+    along_y = (y[:, None] * wavenumbers)[None].expand(nx, ny, -1)
+    return torch.cat([along_x, along_y], dim=-1).flatten(0, 1)
+
+
+def rotate(
+    tokens: Float[Tensor, "batch heads tokens width"], angles: Float[Tensor, "tokens half"]
+) -> Float[Tensor, "batch heads tokens width"]:
+    """Turn the pairs (i, i + width / 2) of each token's channels by that token's angles.
+
+    Source: Su et al., RoFormer, 2021, equation 34; here with two axes.
+
+    Example:
+        >>> turned = rotate(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[math.pi / 2]]))
+        >>> torch.allclose(turned, torch.tensor([0.0, 1.0]), atol=1e-6)
+        True
+    """
+    cos, sin = angles.cos().to(tokens.dtype), angles.sin().to(tokens.dtype)
+    first, second = tokens.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class AttentionBranch(nn.Module):
+    """A Transformer layer over the latent positions, without the identity around its attention.
+
+        a = Attention(LayerNorm(z)),    z_low = a + MLP(LayerNorm(a))
+
+    Softmax attention averages over positions, a low-pass filter (Park & Kim 2022). The identity
+    path, which passes every frequency, is the convolution branch's alone; so what leaves here,
+    the tap ``latent_low``, is what attention made and nothing else.
+
+    Args:
+        channels: channels in and out.
+        heads: attention heads; ``channels / heads`` is a multiple of 4.
+        mlp_ratio: hidden channels of the MLP over ``channels``.
+        padding: what lies beyond the boundary; it decides which distance attention sees.
+
+    Example:
+        >>> AttentionBranch(16, heads=2, mlp_ratio=2, padding="zeros")(
+        ...     torch.zeros(1, 16, 4, 5)
+        ... ).shape
+        torch.Size([1, 16, 4, 5])
+    """
+
+    def __init__(self, channels: int, *, heads: int, mlp_ratio: int, padding: Padding) -> None:
+        super().__init__()
+        self.heads = heads
+        self.padding: Padding = padding
+        hidden = mlp_ratio * channels
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, channels),
+        )
+
+    def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
+        """Return the low-frequency part of the latent's evolution."""
+        batch, channels, nx, ny = z.shape
+        head_width = channels // self.heads
+        tokens = self.norm(z.flatten(2).transpose(1, 2))
+        qkv = self.qkv(tokens).reshape(batch, nx * ny, 3, self.heads, head_width)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        angles = rotary_angles(nx, ny, head_width, z, padding=self.padding)
+        mixed = F.scaled_dot_product_attention(rotate(query, angles), rotate(key, angles), value)
+        a = self.project(mixed.transpose(1, 2).reshape(batch, nx * ny, channels))
+        a = a + self.mlp(a)
+        return a.transpose(1, 2).reshape(batch, channels, nx, ny)
+
+
+class EvolutionBlock(nn.Module):
+    """One step of latent evolution: a convolution branch, an attention branch, and their fusion.
+
+        parallel:  z_high = z + Conv(z),  z_low = Transformer(z),       LayerNorm(z_high + z_low)
+        serial:    z_high = z + Conv(z),  z_low = Transformer(z_high),  LayerNorm(z_high + z_low)
+
+    Args:
+        channels: channels in and out.
+        heads: attention heads.
+        mlp_ratio: hidden channels of the Transformer's MLP over ``channels``.
+        order: whether attention sees the block's input or the convolution's output.
+        padding: what lies beyond the boundary.
+
+    Example:
+        >>> block = EvolutionBlock(16, heads=2, mlp_ratio=2, order="serial", padding="zeros")
+        >>> block(torch.zeros(1, 16, 4, 5)).shape
+        torch.Size([1, 16, 4, 5])
+    """
+
+    def __init__(
+        self, channels: int, *, heads: int, mlp_ratio: int, order: Order, padding: Padding
+    ) -> None:
+        super().__init__()
+        self.order = order
+        self.convolution = ResidualBlock(channels, padding=padding)
+        self.attention = AttentionBranch(
+            channels, heads=heads, mlp_ratio=mlp_ratio, padding=padding
+        )
+        self.norm = LayerNorm2d(channels)
+
+    def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
+        """Return the latent one block later."""
+        high = self.convolution(z)
+        low = self.attention(z if self.order == "parallel" else high)
+        return self.norm(high + low)
+
+
+class STAlterNet(nn.Module):
+    """Encoder, latent evolution with separate high and low frequency branches, decoder.
+
+    The encoder halves the grid ``n_downsampling`` times and doubles the channels each time;
+    ``depth`` blocks (`EvolutionBlock`) evolve the latent; transposed convolutions decode it,
+    with a skip from the encoder's first layer. Runs at any resolution, also at others than it
+    was trained at. On a periodic grid it commutes with shifts by ``2**n_downsampling`` points,
+    unless ``coordinates`` tells it where it is.
+
+    Args:
+        in_channels: input frames times variables.
+        out_channels: forecast frames times variables.
+        width: channels at full resolution; the latent has ``width * 2**n_downsampling``.
+        depth: latent evolution blocks.
+        heads: attention heads; the latent's channels over the heads are a multiple of 4.
+        n_downsampling: halvings of the grid. Attention costs the square of the latent points.
+        mlp_ratio: hidden channels of the Transformers' MLPs over the latent's channels.
+        order: ``"parallel"``, both branches on the same latent, as the paper's text has it, or
+            ``"serial"``, convolution then attention, as AlterNet's stages are.
+        padding: what lies beyond the boundary.
+        coordinates: whether the encoder also sees the coordinates of each point.
+
+    Raises:
+        ValueError: for a size that is not positive, an unknown option, or channels that the
+            heads do not divide; from ``forward``, for other channels or too coarse a grid.
+
+    Example:
+        >>> teacher = STAlterNet(in_channels=10, out_channels=10, width=8, depth=2)
+        >>> teacher(torch.zeros(2, 10, 32, 32)).shape
+        torch.Size([2, 10, 32, 32])
+        >>> teacher.taps["latent_low"]
+        'blocks.1.attention'
+
+    Source: Li et al., SDKD, arXiv 2507.02939, section 3 (structure and fusion; it prints no
+    widths, ours are our own choice); Park & Kim, ICLR 2022, for the branches' filters.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        width: int = 32,
+        depth: int = 4,
+        heads: int = 4,
+        n_downsampling: int = 2,
+        mlp_ratio: int = 2,
+        order: Order = "parallel",
+        padding: Padding = "periodic",
+        coordinates: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive_int("in_channels", in_channels)
+        check_positive_int("out_channels", out_channels)
+        check_positive_int("width", width)
+        check_positive_int("depth", depth)
+        check_positive_int("heads", heads)
+        check_positive_int("n_downsampling", n_downsampling)
+        check_positive_int("mlp_ratio", mlp_ratio)
+        check_choice("order", order, get_args(Order))
+        check_padding(padding)
+        widths = [width * 2**level for level in range(n_downsampling + 1)]
+        check_multiple(
+            "width * 2**n_downsampling",
+            widths[-1],
+            4 * heads,
+            "4 * `heads`, for each head turns pairs of channels by two coordinates",
+        )
+        self.in_channels = in_channels
+        self.smallest = 2**n_downsampling + 1
+        self.locate = AppendCoordinates(padding) if coordinates else None
+        seen = in_channels + (self.locate.channels if self.locate else 0)
+        self.encoder = Encoder(seen, widths, padding=padding)
+        self.blocks = nn.Sequential(
+            *(
+                EvolutionBlock(
+                    widths[-1], heads=heads, mlp_ratio=mlp_ratio, order=order, padding=padding
+                )
+                for _ in range(depth)
+            )
+        )
+        self.decoder = Decoder(widths, out_channels, padding=padding)
+
+    @property
+    def taps(self) -> dict[str, str]:
+        """The last block's fused latent and its two branches: tap name to module path."""
+        last = f"blocks.{len(self.blocks) - 1}"
+        return {
+            "latent": f"{last}.norm",
+            "latent_high": f"{last}.convolution",
+            "latent_low": f"{last}.attention",
+        }
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels nx ny"]
+    ) -> Float[Tensor, "batch out_channels nx ny"]:
+        """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
+        check_input(x, self.in_channels, self.smallest)
+        latent, skip = self.encoder(self.locate(x) if self.locate else x)
+        return self.decoder(self.blocks(latent), skip)
