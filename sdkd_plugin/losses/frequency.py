@@ -34,7 +34,7 @@ def band_errors(
         bands: the partition.
 
     Returns:
-        float32, or float64 where both fields are; differentiable once in both fields.
+        float32, or float64 where either field is; differentiable once in both fields.
 
     Raises:
         ValueError: if the shapes differ or do not lie on the domain.
@@ -50,7 +50,9 @@ def band_errors(
     Source: arXiv 2507.02939, section 3.3; as a quadratic form in the Laplacian, our own.
     """
     check_shape("student", student.shape, teacher.shape, "the teacher's shape")
-    energy = transform.sample_band_energy(student - teacher, bands)
+    # The difference of two half-precision fields has few digits left unless taken in float32.
+    dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
+    energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
     return energy / student[0].numel()
 
 
@@ -89,7 +91,7 @@ def frequency_aligned_loss(
     weighting = FixedWeighting(weights)
     weighting.check(bands.n_bands)
     errors = band_errors(student, teacher, transform, bands).mean(0)
-    return errors @ weighting(BandEvidence(errors.detach()))
+    return (errors * weighting(BandEvidence(errors.detach()))).sum()
 
 
 class FrequencyTerms(NamedTuple):
@@ -159,5 +161,4 @@ class FrequencyAlignedLoss(nn.Module):
             energy = self.transform.sample_band_energy(teacher.detach(), self.bands).mean(0)
             energy = energy / teacher[0].numel()
         weights = self.weighting(BandEvidence(errors.detach(), energy))
-        with torch.autocast(errors.device.type, enabled=False):
-            return FrequencyTerms(errors @ weights, errors.detach(), weights)
+        return FrequencyTerms((errors * weights).sum(), errors.detach(), weights)

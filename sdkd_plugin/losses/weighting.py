@@ -20,10 +20,13 @@ class BandEvidence(NamedTuple):
     Attributes:
         student_error: squared difference of student and teacher.
         teacher_energy: mean square of the teacher's field, or None where no weighting asks.
+        teacher_error: squared difference of teacher and labels, or None where no weighting asks
+            or nothing is labelled.
     """
 
     student_error: Tensor
     teacher_energy: Tensor | None = None
+    teacher_error: Tensor | None = None
 
 
 class AbstractWeighting(nn.Module, ABC):
@@ -72,7 +75,7 @@ class FixedWeighting(AbstractWeighting):
             raise ValueError(
                 f"`weights` is {values}, expected finite numbers of at least 0, not all 0."
             )
-        self.register_buffer("weights", torch.tensor(values), persistent=False)
+        self.register_buffer("weights", torch.tensor(values, dtype=torch.float64), persistent=False)
 
     @property
     def needs_teacher_energy(self) -> bool:

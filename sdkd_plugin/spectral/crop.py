@@ -1,0 +1,158 @@
+"""Fields of two resolutions, brought to the frequencies that both have.
+
+Here live the grid that two grids share and the cropping of spectra. What is compared on the
+shared grid is none of this file's business.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdkd_plugin.spectral.grid import GridTransform
+
+
+def shared_grid(first: GridTransform, second: GridTransform) -> GridTransform:
+    """The grid that carries exactly the frequencies which two grids both have.
+
+    Along an axis of N and M points, N > M, these are the wavenumbers
+
+        periodic: |k| < M / 2, a grid of M points for odd M and of M - 1 for even M
+        reflect:  k < M, a grid of M points
+
+    A coarse even periodic axis loses its Nyquist wavenumber M / 2: there its samples cannot tell
+    the waves k and -k of the finer axis apart, and show a sine not at all. Where both axes have
+    the same size nothing is ambiguous and all is kept.
+
+    Args:
+        first: a grid.
+        second: a grid of as many axes with the same boundary.
+
+    Raises:
+        ValueError: if the numbers of axes or the boundaries differ.
+
+    Example:
+        >>> shared_grid(GridTransform((16, 32)), GridTransform((16, 24))).shape
+        (16, 23)
+        >>> reflect = GridTransform((16, 32), "reflect"), GridTransform((16, 24), "reflect")
+        >>> shared_grid(*reflect).shape
+        (16, 24)
+    """
+    if len(first.shape) != len(second.shape) or first.boundary != second.boundary:
+        raise ValueError(
+            f"`second` has the shape {second.shape} and the boundary {second.boundary!r}, "
+            f"expected as many axes as {first.shape} and the boundary {first.boundary!r}: only "
+            "grids of one domain share frequencies."
+        )
+    sizes = []
+    for n, m in zip(first.shape, second.shape, strict=True):
+        coarse = min(n, m)
+        ambiguous = first.boundary == "periodic" and n != m and coarse % 2 == 0
+        sizes.append(coarse - 1 if ambiguous else coarse)
+    return GridTransform(sizes, first.boundary)
+
+
+def crop_frequencies(
+    x: Float[Tensor, "..."], source: GridTransform, target: GridTransform
+) -> Float[Tensor, "..."]:
+    """Fields on a coarser grid that carries a part of their frequencies; the others are dropped.
+
+    Formula: ``y_hat_k = sqrt(prod_i M_i / N_i) x_hat_k`` for the wavenumbers k of the target's
+    axes of M_i points, the source's having N_i. The factor belongs to orthonormal transforms: with
+    it a field without higher frequencies keeps its values, that is, both grids sample one
+    continuous function, at ``j / N`` where periodic and at the cells' centres ``(j + 1/2) / N``
+    where reflecting. Nothing is interpolated and nothing aliases.
+
+    Args:
+        x: fields ``(..., *source.shape)``.
+        source: their grid.
+        target: the coarser grid, as `shared_grid` finds it.
+
+    Returns:
+        ``(..., *target.shape)``, of the dtype of ``x``; differentiable.
+
+    Raises:
+        ValueError: if ``x`` does not lie on the source, the target is of another boundary or number
+            of axes, an axis is finer than the source's, or it is periodic, coarser and even: its
+            Nyquist wavenumber would be ambiguous.
+
+    Example:
+        >>> wave = lambda n: torch.cos(2 * torch.pi * 3 * torch.arange(n) / n)
+        >>> coarse = crop_frequencies(wave(16), GridTransform((16,)), GridTransform((9,)))
+        >>> torch.allclose(coarse, wave(9), atol=1e-6)
+        True
+    """
+    _check_target(source, target)
+    if source.shape == target.shape:
+        return x
+    coefficients = source(x)
+    for axis, size in zip(target.domain_axes, target.shape, strict=True):
+        if source.boundary == "reflect":
+            coefficients = coefficients.narrow(axis, 0, size)
+        elif axis == -1:
+            # A one-sided real FFT holds no negative wavenumbers along the last axis.
+            coefficients = coefficients.narrow(axis, 0, size // 2 + 1)
+        elif size != coefficients.shape[axis]:
+            negative = size // 2
+            last = coefficients.narrow(axis, coefficients.shape[axis] - negative, negative)
+            first = coefficients.narrow(axis, 0, size - negative)
+            coefficients = torch.cat([first, last], dim=axis)
+    scale = math.sqrt(math.prod(target.shape) / math.prod(source.shape))
+    return target.inverse(coefficients * scale).to(x.dtype)
+
+
+def shared_frequencies(
+    student: Float[Tensor, "..."],
+    teacher: Float[Tensor, "..."],
+    transform_student: GridTransform,
+    transform_teacher: GridTransform,
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Two fields of different resolution, each without the frequencies that the other lacks.
+
+    Both come back on `shared_grid`; see `crop_frequencies` for what cropping keeps. Where this is
+    done in every step, find the shared grid once and crop each side by itself.
+
+    Args:
+        student: fields ``(..., *transform_student.shape)``.
+        teacher: fields ``(..., *transform_teacher.shape)``.
+        transform_student: the student's grid.
+        transform_teacher: the teacher's grid, of the same boundary.
+
+    Returns:
+        student and teacher on the shared grid, other axes as they were.
+
+    Raises:
+        ValueError: as `shared_grid` and `crop_frequencies`.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 16, 16)
+        >>> shared = shared_frequencies(
+        ...     student, teacher, GridTransform((8, 8)), GridTransform((16, 16))
+        ... )
+        >>> [tuple(field.shape) for field in shared]
+        [(2, 4, 7, 7), (2, 6, 7, 7)]
+    """
+    shared = shared_grid(transform_student, transform_teacher)
+    return (
+        crop_frequencies(student, transform_student, shared),
+        crop_frequencies(teacher, transform_teacher, shared),
+    )
+
+
+def _check_target(source: GridTransform, target: GridTransform) -> None:
+    same_kind = len(source.shape) == len(target.shape) and source.boundary == target.boundary
+    if not same_kind or any(m > n for m, n in zip(target.shape, source.shape, strict=True)):
+        raise ValueError(
+            f"`target` has the shape {target.shape} and the boundary {target.boundary!r}, expected "
+            f"a grid no finer than {source.shape} along each axis, with the boundary "
+            f"{source.boundary!r}."
+        )
+    if target.boundary == "periodic":
+        for m, n in zip(target.shape, source.shape, strict=True):
+            if m < n and m % 2 == 0:
+                raise ValueError(
+                    f"`target` has an axis of {m} points, expected an odd number or the source's "
+                    f"{n}: the Nyquist wavenumber {m // 2} of a coarser even axis is ambiguous; "
+                    f"take {m - 1} points."
+                )
