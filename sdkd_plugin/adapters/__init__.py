@@ -1,0 +1,1 @@
+"""The doors to the hosts, one package each. Nothing is imported here."""

@@ -1,0 +1,104 @@
+"""Tables of results: means and deviations over seeds, as markdown, and paired comparisons."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import scipy.stats
+
+
+def format_table(
+    rows: pd.DataFrame,
+    *,
+    index: Sequence[str],
+    columns: Mapping[str, tuple[str, str]],
+) -> str:
+    """A markdown table with one row a group: the mean and, over several seeds, the deviation.
+
+    Args:
+        rows: one row a model and seed.
+        index: columns that name a group, shown first.
+        columns: column name to ``(heading, format)``, such as ``("MSE", ".4f")``.
+
+    Returns:
+        markdown; a group whose seeds have no value in a column shows a dash there.
+
+    Example:
+        >>> rows = pd.DataFrame({"model": ["a", "a", "b"], "mse": [1.0, 3.0, 2.0]})
+        >>> print(format_table(rows, index=["model"], columns={"mse": ("MSE", ".1f")}))
+        | model | MSE |
+        |---|--:|
+        | a | 2.0 ± 1.4 |
+        | b | 2.0 |
+    """
+    headings = [*index, *(heading for heading, _ in columns.values())]
+    lines = [_line(headings), "|" + "---|" * len(index) + "--:|" * len(columns)]
+    for key, group in rows.groupby(list(index), sort=False):
+        cells = [str(k) for k in key]
+        for column, (_, style) in columns.items():
+            values = group[column].dropna()
+            if values.empty:
+                cells.append("-")
+                continue
+            cell = format(values.mean(), style)
+            if len(values) > 1 and values.nunique() > 1:
+                cell += f" ± {values.std():{style}}"
+            cells.append(cell)
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+class Change(NamedTuple):
+    """How a mean differs between two groups.
+
+    Attributes:
+        relative: of the means; negative is lower.
+        p_value: of the two-sided paired t-test over seeds, NaN with fewer than three.
+    """
+
+    relative: float
+    p_value: float
+
+    def __str__(self) -> str:
+        test = "" if math.isnan(self.p_value) else f" (paired t-test p = {self.p_value:.2g})"
+        return f"{self.relative:+.1%}{test}"
+
+
+def paired_change(
+    rows: pd.DataFrame, *, column: str, of: Mapping[str, Any], against: Mapping[str, Any]
+) -> Change:
+    """How much lower or higher a column is for one group than for another, seed by seed.
+
+    Args:
+        rows: one row a model and seed, with a column ``seed``.
+        column: what to compare.
+        of: column values that select the group.
+        against: column values that select the one it is compared with.
+
+    Raises:
+        ValueError: if the groups do not have the same seeds.
+
+    Example:
+        >>> rows = pd.DataFrame({"m": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "e": [2.0, 1, 2, 1]})
+        >>> print(paired_change(rows, column="e", of={"m": "b"}, against={"m": "a"}))
+        -50.0%
+    """
+    groups = []
+    for selection in (of, against):
+        chosen = rows
+        for name, value in selection.items():
+            chosen = chosen[chosen[name] == value]
+        groups.append(chosen.set_index("seed")[column].sort_index())
+    mine, other = groups
+    if mine.empty or list(mine.index) != list(other.index):
+        raise ValueError(
+            f"`rows` has the seeds {list(mine.index)} for {dict(of)} and {list(other.index)} for "
+            f"{dict(against)}: expected the same, at least one."
+        )
+    p_value = float(scipy.stats.ttest_rel(mine, other).pvalue) if len(mine) >= 3 else math.nan
+    return Change(float(mine.mean() / other.mean() - 1), p_value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
