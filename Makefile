@@ -1,0 +1,49 @@
+# `make example` and `make test` do all the set-up on a bare machine: Python 3.10 or later is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/ns_2d
+# A copy of the constraints marks a finished installation: a changed pin or dependency renews it.
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install example example-traffic test test-all test-gpu lint types bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+example: install
+	$(BIN)/python examples/ns_2d.py --out $(OUT)
+
+example-traffic: install
+	$(BIN)/python examples/metr_la.py
+
+test: lint types
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: lint types
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+# All checks that need a CUDA device, in one command.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/frequency_loss.py --device cuda
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/frequency_loss.py
+	$(BIN)/python benchmarks/navier_stokes_convergence.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs
