@@ -5,10 +5,16 @@ works behind neuraloperator and torch-spatiotemporal is in `sdkd_plugin.adapters
 """
 
 from sdkd_plugin._version import __version__
-from sdkd_plugin.distiller import DistillationTerms, LatentPair, SDKDDistiller, TeacherAnswer
+from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller, TeacherAnswer
+from sdkd_plugin.latents import LatentPair
 from sdkd_plugin.losses import (
+    AdaptiveWeighting,
+    AEKDAggregation,
+    CAMKDAggregation,
+    ConfidenceWeighting,
     FixedWeighting,
     FrequencyAlignedLoss,
+    MeanAggregation,
     RelativeWeighting,
     frequency_aligned_loss,
 )
@@ -16,13 +22,18 @@ from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
 from sdkd_plugin.taps import TapReader
 
 __all__ = [
+    "AEKDAggregation",
+    "AdaptiveWeighting",
     "Bands",
+    "CAMKDAggregation",
+    "ConfidenceWeighting",
     "DistillationTerms",
     "FixedWeighting",
     "FrequencyAlignedLoss",
     "GraphTransform",
     "GridTransform",
     "LatentPair",
+    "MeanAggregation",
     "RelativeWeighting",
     "SDKDDistiller",
     "Spectrum",

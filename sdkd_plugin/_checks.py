@@ -71,3 +71,20 @@ def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why:
         raise ValueError(
             f"`{argument}` has shape {tuple(got)}, expected {tuple(expected)}{reason}."
         )
+
+
+def check_mask(mask: Tensor, labels: Tensor) -> None:
+    """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis.
+
+    Raises:
+        ValueError: naming dtype or shape, and what was expected.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`mask` is of {mask.dtype}, expected torch.bool, True where observed.")
+    if mask.ndim != labels.ndim or any(
+        m not in (1, n) for m, n in zip(mask.shape, labels.shape, strict=True)
+    ):
+        raise ValueError(
+            f"`mask` has shape {tuple(mask.shape)}, expected {tuple(labels.shape)} as the labels, "
+            "or 1 along an axis where it is the same."
+        )

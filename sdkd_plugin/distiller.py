@@ -1,6 +1,7 @@
 """One training step of distillation: who forecasts, what is compared, and the sum of it.
 
-Here live `SDKDDistiller` and what it takes and gives. Optimisers, epochs and data are the hosts'.
+Here live `SDKDDistiller` and what it takes and gives. Optimisers, epochs and data are the hosts';
+what is compared between latents is in `latents`.
 """
 
 import inspect
@@ -14,12 +15,25 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_finite, check_positive, check_shape
+from sdkd_plugin._checks import (
+    check_choice,
+    check_finite,
+    check_mask,
+    check_positive,
+    check_shape,
+)
+from sdkd_plugin.latents import LatentLosses, LatentPair
 from sdkd_plugin.losses import (
+    AbstractAggregation,
     AbstractWeighting,
-    ChannelProjector,
+    AggregationName,
     FrequencyAlignedLoss,
+    FrequencyTerms,
     RelativeWeighting,
+    TeacherEvidence,
+    make_aggregation,
+    teacher_gradients,
+    weighted_target,
 )
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.taps import TapReader
@@ -29,25 +43,6 @@ TASK_LOSSES: Mapping[str, TaskLoss] = {
     "mse": partial(F.mse_loss, reduction="none"),
     "mae": partial(F.l1_loss, reduction="none"),
 }
-
-
-@dataclass(frozen=True)
-class LatentPair:
-    """A tap of the student that shall follow a tap of the teacher.
-
-    Attributes:
-        student: tap of the student, a name it lists or a module path.
-        teacher: tap of the teacher, likewise.
-        weight: what the pair counts for beside the forecast's frequency-aligned loss.
-        bands: partition of the latents' frequencies; by default the distiller's.
-        weighting: of the bands; by default all count alike.
-    """
-
-    student: str = "latent"
-    teacher: str = "latent"
-    weight: float = 1.0
-    bands: Bands | None = None
-    weighting: AbstractWeighting | Sequence[float] | None = None
 
 
 class TeacherAnswer(NamedTuple):
@@ -68,7 +63,8 @@ class DistillationTerms:
             ``(n_bands,)``; None where ``kd_weight`` is 0 and no teacher was asked.
         features: the loss of each latent pair, unweighted, by ``"student<-teacher"``.
         band_weights: what each band counted for, or None as ``frequency``.
-        teacher_weights: what each teacher counted for, of shape ``(n_teachers,)``.
+        teacher_weights: what each teacher counted for, of shape ``(n_teachers,)``, a mean over the
+            batch where they differ by sample; or None as ``frequency``.
     """
 
     total: Tensor
@@ -76,24 +72,24 @@ class DistillationTerms:
     frequency: Tensor | None
     features: Mapping[str, Tensor]
     band_weights: Tensor | None
-    teacher_weights: Tensor
+    teacher_weights: Tensor | None
 
 
 class SDKDDistiller(nn.Module):
-    """A frozen teacher, a student, and the loss that pulls the one towards the other.
+    """Frozen teachers, a student, and the loss that pulls the one towards the others.
 
     Formula: ``total = task + kd_weight * (<d, g(L) d> + sum_p weight_p latent_p)`` with
     d = student's forecast - teacher's, g the weighted band masks and L the domain's Laplacian.
-    A latent loss is the frequency-aligned loss of projected student and teacher latents, divided
-    by the mean square of the teacher's.
+    Of several teachers the weighted mean forecast is taken, which to this quadratic form is as
+    good as the weighted sum of their losses.
 
-    The distiller owns the teacher: it is in eval mode, without gradients, and moved along with
-    the distiller, but it is not in ``parameters()``, ``state_dict()`` or ``train()``. Optimise
+    The distiller owns its teachers: they are in eval mode, without gradients, and moved along with
+    the distiller, but not in ``parameters()``, ``state_dict()`` or ``train()``. Optimise
     ``distiller.parameters()``: the student's and the projectors'.
 
     Args:
-        teacher: any module; called as ``teacher(x, **inputs)`` with those inputs that its
-            forward accepts.
+        teacher: any module, or several; called as ``teacher(x, **inputs)`` with those inputs that
+            its forward accepts.
         student: any module whose forecast has the teacher's shape.
         transform: the domain of the forecasts.
         bands: how its frequencies group; two bands below and from a quarter of the highest
@@ -103,6 +99,7 @@ class SDKDDistiller(nn.Module):
         kd_weight: what the teacher counts for against the labels; 0 never asks the teacher.
         task_loss: ``mse``, ``mae``, or a function of forecast and labels that returns the loss of
             each element.
+        aggregation: of several teachers: ``mean`` (AVER-MKD), ``aekd``, ``camkd``, or a module.
         latents: pairs of taps to distil; needs ``example``.
         example: inputs ``{"x": ..., **inputs}`` of any batch size, to learn the shapes of the
             latents from.
@@ -128,7 +125,7 @@ class SDKDDistiller(nn.Module):
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | Sequence[nn.Module],
         student: nn.Module,
         transform: AbstractTransform,
         bands: Bands | None = None,
@@ -136,6 +133,7 @@ class SDKDDistiller(nn.Module):
         weighting: AbstractWeighting | Sequence[float] | None = None,
         kd_weight: float = 1.0,
         task_loss: Literal["mse", "mae"] | TaskLoss = "mse",
+        aggregation: AggregationName | AbstractAggregation = "mean",
         latents: Sequence[LatentPair] = (),
         example: Mapping[str, Any] | None = None,
         check_finite: bool = True,
@@ -144,25 +142,35 @@ class SDKDDistiller(nn.Module):
         check_positive("kd_weight", kd_weight, allow_zero=True)
         if not callable(task_loss):
             check_choice("task_loss", task_loss, TASK_LOSSES)
-        if teacher is student:
-            raise ValueError("`teacher` and `student` are one module, expected two.")
-        # In a tuple, where nn.Module does not look: the teacher is nobody's parameter or state.
-        self._teachers = (teacher.eval().requires_grad_(False),)
+        teachers = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
+        if not teachers:
+            raise ValueError("`teacher` is an empty sequence, expected at least one teacher.")
+        for each in teachers:
+            if each is student or _state_ids(each) & _state_ids(student):
+                raise ValueError(
+                    "`teacher` and `student` share weights, expected modules with none in common: "
+                    "a frozen teacher would freeze the student; give one a `copy.deepcopy`."
+                )
+            each.eval().requires_grad_(False)
+        # In a tuple, where nn.Module does not look: teachers are nobody's parameters or state.
+        self._teachers: tuple[nn.Module, ...] = teachers
         self.student = student
-        bands = bands or Bands.split(0.25)
         weighting = RelativeWeighting() if weighting is None else weighting
-        self.loss = FrequencyAlignedLoss(transform, bands, weighting)
+        self.loss = FrequencyAlignedLoss(transform, bands or Bands.split(0.25), weighting)
+        self.aggregation: AbstractAggregation = (
+            aggregation
+            if isinstance(aggregation, AbstractAggregation)
+            else make_aggregation(aggregation)
+        )
+        self.aggregation.check(len(teachers))
         self.kd_weight = kd_weight
         self.task_loss = task_loss if callable(task_loss) else TASK_LOSSES[task_loss]
         self.check_finite = check_finite
         self.latents = tuple(latents)
-        self.latent_losses = nn.ModuleList()
-        self.projectors = nn.ModuleList()
-        if latents:
-            self._fit_latents(example)
+        self.latent_losses = self._fit_latents(example) if latents else None
 
-    def _fit_latents(self, example: Mapping[str, Any] | None) -> None:
-        """Make a loss and a projector for each pair, of the shapes that an example has."""
+    def _fit_latents(self, example: Mapping[str, Any] | None) -> LatentLosses:
+        """Make the losses and projectors of the latents, of the shapes that an example has."""
         if example is None or "x" not in example:
             raise ValueError(
                 "`example` is needed with `latents`: give inputs {'x': ..., **inputs} to learn "
@@ -170,51 +178,35 @@ class SDKDDistiller(nn.Module):
             )
         inputs = dict(example)
         x = inputs.pop("x")
-        was_training = self.student.training
+        modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         with torch.no_grad():
-            (answer,) = self.teach(x, **inputs)
-            _, activations = self._run(self.student, x, inputs, self.student_taps)
-        self.student.train(was_training)
-        transform = self.loss.transform
-        axis = transform.channel_axis
-        for pair in self.latents:
-            check_positive("LatentPair.weight", pair.weight)
-            mine, theirs = activations[pair.student], answer.latents[pair.teacher]
-            same = mine.ndim == theirs.ndim >= -min(axis, transform.domain_axes[0])
-            if not same or _without(mine, axis) != _without(theirs, axis):
-                raise ValueError(
-                    f"the student's tap {pair.student!r} has shape {tuple(mine.shape)} and the "
-                    f"teacher's {pair.teacher!r} {tuple(theirs.shape)}: expected latents that "
-                    f"differ in their channels (axis {axis}) only."
-                )
-            domain = tuple(theirs.shape[a] for a in transform.domain_axes)
-            bands = pair.bands or self.loss.bands
-            weighting = [1.0] * bands.n_bands if pair.weighting is None else pair.weighting
-            self.latent_losses.append(
-                FrequencyAlignedLoss(transform.resized(domain), bands, weighting)
-            )
-            self.projectors.append(ChannelProjector(mine.shape[axis], theirs.shape[axis], axis))
-        self.projectors.to(x.device)
-        self.latent_losses.to(x.device)
+            answers = self.teach(x, **inputs)
+            _, latents = self._run(self.student, x, inputs, self.student_taps)
+        for module, training in modes.items():
+            module.training = training
+        of_teachers = [answer.latents for answer in answers]
+        return LatentLosses(
+            self.latents, latents, of_teachers, self.loss.transform, self.loss.bands
+        ).to(x)
 
     @property
-    def teacher(self) -> nn.Module:
-        """The frozen teacher."""
-        return self._teachers[0]
+    def teachers(self) -> tuple[nn.Module, ...]:
+        """The frozen teachers."""
+        return self._teachers
 
     @property
     def student_taps(self) -> tuple[str, ...]:
         """Taps of the student that the latent pairs name."""
         return tuple(dict.fromkeys(pair.student for pair in self.latents))
 
-    @property
-    def teacher_taps(self) -> tuple[str, ...]:
-        """Taps of the teacher that the latent pairs name."""
-        return tuple(dict.fromkeys(pair.teacher for pair in self.latents))
+    def teacher_taps(self, index: int) -> tuple[str, ...]:
+        """Taps of one of the teachers that the latent pairs name."""
+        pairs = (pair for pair in self.latents if pair.of in (None, index))
+        return tuple(dict.fromkeys(pair.teacher for pair in pairs))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SDKDDistiller":
-        """Move the teacher along with everything else."""
+        """Move the teachers along with everything else."""
         super()._apply(fn, recurse)
         for teacher in self._teachers:
             teacher._apply(fn, recurse)
@@ -236,9 +228,9 @@ class SDKDDistiller(nn.Module):
         """
         answers = []
         with torch.no_grad():
-            for teacher in self._teachers:
+            for i, teacher in enumerate(self._teachers):
                 teacher.eval()
-                forecast, latents = self._run(teacher, x, inputs, self.teacher_taps)
+                forecast, latents = self._run(teacher, x, inputs, self.teacher_taps(i))
                 answers.append(TeacherAnswer(forecast, latents))
         return tuple(answers)
 
@@ -273,16 +265,10 @@ class SDKDDistiller(nn.Module):
                 an input is accepted by neither model, or there are neither labels nor a teacher
                 that counts.
         """
-        used = accepted_inputs(self.student, inputs).keys() | {
-            name for t in self._teachers for name in accepted_inputs(t, inputs)
-        }
-        if unknown := inputs.keys() - used:
-            raise ValueError(
-                f"the inputs {sorted(unknown)} are accepted by neither student nor teacher; "
-                f"the student takes {_parameters(self.student)}."
-            )
+        # Before the student forecasts, lest a NaN enter its running statistics.
+        self._check_batch(x, y, mask, inputs)
         forecast, latents = self._run(self.student, x, inputs, self.student_taps)
-        return self.terms(forecast, x, y, mask, latents=latents, answers=answers, **inputs)
+        return self._compare(forecast, x, y, mask, None, latents, answers, inputs)
 
     def terms(
         self,
@@ -291,6 +277,7 @@ class SDKDDistiller(nn.Module):
         y: Float[Tensor, "batch ..."] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
         *,
+        task: Float[Tensor, ""] | None = None,
         latents: Mapping[str, Tensor] | None = None,
         answers: Sequence[TeacherAnswer] | None = None,
         **inputs: Any,
@@ -302,6 +289,8 @@ class SDKDDistiller(nn.Module):
             x: as `step`; read by a teacher that has not answered yet.
             y: as `step`.
             mask: as `step`.
+            task: the task term, where a host has computed it from its own labels; then neither
+                ``y`` nor ``mask`` is given.
             latents: the student's activations by tap, as a `TapReader` reads them.
             answers: as `step`.
             **inputs: as `step`.
@@ -309,34 +298,110 @@ class SDKDDistiller(nn.Module):
         Raises:
             ValueError: as `step`, and if latents are distilled but not given.
         """
-        if y is None and (mask is not None or self.kd_weight == 0):
-            what = "a mask is given" if mask is not None else "kd_weight is 0"
-            raise ValueError(f"`y` is None but {what}: there is nothing to learn from.")
+        if task is not None and y is not None:
+            raise ValueError("`task` and `y` are both given, expected one of them.")
+        self._check_batch(x, y, mask, inputs)
+        return self._compare(forecast, x, y, mask, task, latents or {}, answers, inputs)
+
+    def _check_batch(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        mask: Tensor | None,
+        inputs: Mapping[str, Any],
+    ) -> None:
+        models = (self.student, *self._teachers)
+        if unknown := inputs.keys() - {n for m in models for n in accepted_inputs(m, inputs)}:
+            raise ValueError(
+                f"the inputs {sorted(unknown)} are accepted by neither student nor teacher; "
+                f"the student takes {_parameters(self.student)}."
+            )
+        if y is None and mask is not None:
+            raise ValueError("`mask` is given but `y` is None: there are no labels to mask.")
         if self.check_finite:
             check_finite("x", x)
-        task = forecast.new_zeros(()) if y is None else self._task(forecast, y, mask)
+
+    def _compare(
+        self,
+        forecast: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        mask: Tensor | None,
+        task: Tensor | None,
+        latents: Mapping[str, Tensor],
+        answers: Sequence[TeacherAnswer] | None,
+        inputs: Mapping[str, Any],
+    ) -> DistillationTerms:
+        if y is not None:
+            task = self._task(forecast, y, mask)
+        elif task is None:
+            if self.kd_weight == 0:
+                raise ValueError("`y` is None and kd_weight is 0: there is nothing to learn from.")
+            task = forecast.new_zeros(())
         if self.kd_weight == 0:
-            ones = forecast.new_ones(1)
-            return DistillationTerms(task, task.detach(), None, {}, None, ones)
+            return DistillationTerms(task, task.detach(), None, {}, None, None)
         answers = self.teach(x, **inputs) if answers is None else answers
-        (answer,) = answers
-        target = answer.forecast.detach()
-        check_shape("student's forecast", forecast.shape, target.shape, "the teacher's forecast")
-        if self.check_finite:
-            check_finite("teacher's forecast", target)
-        kd = self.loss.terms(forecast, target)
+        self._check_answers(forecast, answers)
+        kd, teacher_weights = self._distil(forecast, answers, y, mask)
         total = kd.total
-        features = self._features(latents or {}, answer)
-        for pair, value in zip(self.latents, features.values(), strict=True):
-            total = total + pair.weight * value
+        features: dict[str, Tensor] = {}
+        if self.latent_losses is not None:
+            of_teachers = [answer.latents for answer in answers]
+            features = self.latent_losses(latents, of_teachers, teacher_weights)
+            for pair in self.latents:
+                total = total + pair.weight * features[pair.name]
         return DistillationTerms(
             total=task + self.kd_weight * total,
             task=task.detach(),
             frequency=kd.errors,
             features={name: value.detach() for name, value in features.items()},
             band_weights=kd.weights.detach(),
-            teacher_weights=forecast.new_ones(len(answers)),
+            teacher_weights=teacher_weights,
         )
+
+    def _check_answers(self, forecast: Tensor, answers: Sequence[TeacherAnswer]) -> None:
+        if len(answers) != len(self._teachers):
+            raise ValueError(
+                f"`answers` has {len(answers)} answers, expected {len(self._teachers)}: one for "
+                "each teacher."
+            )
+        for i, (teacher, answer) in enumerate(zip(self._teachers, answers, strict=True)):
+            name = f"teacher {i} ({type(teacher).__name__})"
+            check_shape(
+                f"forecast of {name}",
+                answer.forecast.shape,
+                forecast.shape,
+                "the student's forecast",
+            )
+            if self.check_finite:
+                check_finite(f"forecast of {name}", answer.forecast)
+                for tap, latent in answer.latents.items():
+                    check_finite(f"latent {tap!r} of {name}", latent)
+
+    def _distil(
+        self,
+        forecast: Tensor,
+        answers: Sequence[TeacherAnswer],
+        y: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[FrequencyTerms, Tensor]:
+        """The frequency-aligned loss to what the teachers say together, and their weights."""
+        if len(answers) == 1:
+            target = answers[0].forecast.detach()
+            return self.loss.terms(forecast, target, y, mask), target.new_ones(1)
+        teachers = torch.stack([answer.forecast.detach() for answer in answers])
+        gradients = band_weights = None
+        if self.aggregation.needs_gradients:
+            # The bands' weights are settled first: a weighting may keep averages of what it sees.
+            with torch.no_grad():
+                middle = self.loss.terms(forecast, teachers.mean(0), y, mask)
+            band_weights = middle.weights
+            loss = partial(self.loss.total, weights=band_weights)
+            gradients = teacher_gradients(loss, forecast, teachers)
+        weights = self.aggregation(TeacherEvidence(teachers, gradients, y, mask))
+        target = weighted_target(teachers, weights)
+        terms = self.loss.terms(forecast, target, y, mask, weights=band_weights)
+        return terms, weights if weights.ndim == 1 else weights.mean(0)
 
     def _task(self, forecast: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         check_shape("y", y.shape, forecast.shape, "the student's forecast")
@@ -344,43 +409,15 @@ class SDKDDistiller(nn.Module):
             if self.check_finite:
                 check_finite("y", y)
             return self.task_loss(forecast, y).mean()
-        if mask.dtype != torch.bool:
-            raise ValueError(
-                f"`mask` is of {mask.dtype}, expected torch.bool, True where observed."
-            )
-        if mask.ndim != y.ndim or any(
-            m not in (1, n) for m, n in zip(mask.shape, y.shape, strict=True)
-        ):
-            raise ValueError(
-                f"`mask` has shape {tuple(mask.shape)}, expected {tuple(y.shape)} as the labels, "
-                "or 1 along an axis where it is the same."
-            )
+        check_mask(mask, y)
         mask = mask.expand_as(y)
+        if self.check_finite:
+            check_finite("y", y[mask])
         # What was not observed may be NaN, and NaN times a mask of 0 would still be NaN.
         y = torch.where(mask, y, forecast.detach().to(y.dtype))
-        if self.check_finite:
-            check_finite("y", y)
         errors = self.task_loss(forecast, y)
         check_shape("task_loss", errors.shape, y.shape, "with a mask it is the loss of elements")
         return torch.where(mask, errors, 0).sum() / mask.sum().clamp_min(1)
-
-    def _features(self, latents: Mapping[str, Tensor], answer: TeacherAnswer) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        for pair, loss, projector in zip(
-            self.latents, self.latent_losses, self.projectors, strict=True
-        ):
-            missing = [n for n in (pair.student,) if n not in latents]
-            missing += [n for n in (pair.teacher,) if n not in answer.latents]
-            if missing:
-                raise ValueError(
-                    f"the latents of {missing} are distilled but were not given; expected those "
-                    f"of the student's {self.student_taps} and the teacher's {self.teacher_taps}."
-                )
-            target = answer.latents[pair.teacher].detach()
-            energy = target.float().square().mean().clamp_min(torch.finfo(torch.float32).tiny)
-            value = loss(projector(latents[pair.student]), target) / energy
-            values[f"{pair.student}<-{pair.teacher}"] = value
-        return values
 
     @staticmethod
     def _run(
@@ -391,9 +428,9 @@ class SDKDDistiller(nn.Module):
         return forecast, reader.read()
 
 
-def _without(x: Tensor, axis: int) -> list[int]:
-    """The shape of ``x`` but for its batch and one axis."""
-    return [n for i, n in enumerate(x.shape) if i not in (0, axis % x.ndim)]
+def _state_ids(model: nn.Module) -> set[int]:
+    """Identities of a model's parameters and buffers."""
+    return {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
 
 def _parameters(model: nn.Module) -> list[str]:

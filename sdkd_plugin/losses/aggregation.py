@@ -12,10 +12,8 @@ target serves for all teachers: with weights w_m that sum to 1 and ``t = sum_m w
 and the last term does not depend on the student: the gradients are the same.
 """
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,11 +21,11 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_shape
+from sdkd_plugin._checks import check_choice, check_mask, check_shape
+from sdkd_plugin.losses.min_norm import MOST_VECTORS, min_norm_weights
 from sdkd_plugin.spectral.transform import working_dtype
 
 AggregationName = Literal["mean", "aekd", "camkd"]
-_MOST_GRADIENTS = 8  # The active sets of n weights are almost 3^n.
 
 
 def teacher_gradients(
@@ -156,7 +154,7 @@ def aekd_weights(
         inverse = torch.where(squared > 0, squared, 1).rsqrt()
         matrix = matrix * inverse[:, None] * inverse
     ridge = max(1e-10, 10 * torch.finfo(gram.dtype).eps)
-    return _min_norm_weights(matrix, bound, ridge).to(gram.dtype)
+    return min_norm_weights(matrix, bound, ridge).to(gram.dtype)
 
 
 def camkd_weights(
@@ -222,13 +220,7 @@ def teacher_errors(
     dtype = working_dtype(teachers)
     observed = torch.ones_like(y, dtype=torch.bool)
     if mask is not None:
-        if mask.ndim != y.ndim or any(
-            m not in (1, n) for m, n in zip(mask.shape, y.shape, strict=True)
-        ):
-            raise ValueError(
-                f"`mask` has shape {tuple(mask.shape)}, expected {tuple(y.shape)} as the labels, "
-                "or 1 along an axis where it is the same."
-            )
+        check_mask(mask, y)
         observed = mask.expand_as(y)
     squares = torch.where(observed, (teachers.detach().to(dtype) - y.to(dtype)).square(), 0)
     count = observed.flatten(1).sum(1)
@@ -434,58 +426,8 @@ def _check_bound(bound: float, n_teachers: int | None = None) -> None:
             f"`bound` is {bound}, expected at least 1 / {n_teachers}: the weights of {n_teachers} "
             "teachers could not sum to 1."
         )
-    if n_teachers > _MOST_GRADIENTS:
+    if n_teachers > MOST_VECTORS:
         raise ValueError(
-            f"AEKD is given {n_teachers} teachers, expected at most {_MOST_GRADIENTS}: its exact "
+            f"AEKD is given {n_teachers} teachers, expected at most {MOST_VECTORS}: its exact "
             "solution visits 3^n cases; take the aggregation 'mean' or 'camkd'."
         )
-
-
-def _min_norm_weights(
-    gram: Float[Tensor, "n n"], bound: float, ridge: float
-) -> Float[Tensor, " n"]:
-    """``argmin_a a^T (gram + ridge * mean(diagonal)) a`` with sum 1 and each in [0, bound].
-
-    Solves the optimality conditions of every active set at once, and takes the best solution that
-    keeps the bounds. A few hundred systems of n + 1 equations, and no branch on a value.
-    """
-    n = len(gram)
-    mean_square = gram.trace() / n
-    eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
-    matrix = gram / torch.where(mean_square > 0, mean_square, 1) + ridge * eye
-    free, fixed_at = _active_sets(n, bound, gram.device)
-    # Free weights: (G a)_i + multiplier = 0. The others stay where they are. All sum to 1.
-    ones = torch.ones_like(free[:, :1])
-    rows = torch.where(free[:, :, None] > 0, matrix, eye)
-    kkt = torch.cat(
-        [
-            torch.cat([rows, free[:, :, None]], dim=2),
-            torch.cat([torch.ones_like(free), 0 * ones], dim=1)[:, None],
-        ],
-        dim=1,
-    )
-    solution, _ = torch.linalg.solve_ex(kkt, torch.cat([fixed_at, ones], dim=1))
-    weights = solution[:, :n]
-    feasible = ((weights >= -1e-9) & (weights <= bound + 1e-9)).all(1)
-    length = ((weights @ matrix) * weights).sum(1)
-    best = torch.where(feasible, length, torch.inf).argmin(keepdim=True)
-    chosen = weights.index_select(0, best)[0].clamp(0, bound)
-    return torch.where(matrix.isfinite().all(), chosen, torch.nan)
-
-
-@lru_cache(maxsize=32)
-def _active_sets(n: int, bound: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each way in which weights can be free (1, else 0) or fixed, and where the fixed ones are.
-
-    Kept on the device: a copy in every step would wait for it. One weight at least is free, be it
-    to land on a bound, as in a corner of the feasible set.
-    """
-    sets = []
-    for states in itertools.product(("free", "zero", "bound"), repeat=n):
-        n_free, n_bound = states.count("free"), states.count("bound")
-        if n_free and n_bound * bound <= 1 + 1e-9 and (n_bound + n_free) * bound >= 1 - 1e-9:
-            sets.append(states)
-    free = [[float(state == "free") for state in states] for states in sets]
-    fixed_at = [[bound * (state == "bound") for state in states] for states in sets]
-    both = torch.tensor([free, fixed_at], dtype=torch.float64).to(device)
-    return both[0], both[1]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_shape
@@ -54,6 +54,38 @@ def band_errors(
     dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
     energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
     return energy / student[0].numel()
+
+
+def observed_band_errors(
+    teacher: Float[Tensor, "batch ..."],
+    y: Float[Tensor, "batch ..."],
+    transform: AbstractTransform,
+    bands: Bands,
+    mask: Bool[Tensor, "..."] | None = None,
+) -> Float[Tensor, " n_bands"]:
+    """Mean squared error of a forecast in each band against labels, some of which may be missing.
+
+    Where labels are missing, the error is taken to be 0 and that of the others scaled up to the
+    whole field. For labels missing at random this is right in total, but it carries errors from
+    where they belong to all frequencies alike.
+
+    Args:
+        teacher: the forecast.
+        y: labels; anything where they are masked out.
+        transform: the domain.
+        bands: the partition.
+        mask: True where observed; of as many axes as ``y``, each of its size or 1.
+
+    Returns:
+        means over the batch; NaN where nothing is observed.
+
+    Raises:
+        ValueError: as `band_errors`.
+    """
+    if mask is None:
+        return band_errors(teacher, y, transform, bands).mean(0)
+    observed = torch.where(mask, y, teacher)
+    return band_errors(teacher, observed, transform, bands).mean(0) / mask.float().mean()
 
 
 def frequency_aligned_loss(
@@ -145,20 +177,47 @@ class FrequencyAlignedLoss(nn.Module):
         self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
     ) -> Float[Tensor, ""]:
         """The loss of a batch; see `frequency_aligned_loss`."""
-        return self.terms(student, teacher).total
+        return self.total(student, teacher)
+
+    def total(
+        self, student: Tensor, teacher: Tensor, weights: Float[Tensor, " n_bands"] | None = None
+    ) -> Float[Tensor, ""]:
+        """As calling the loss, with the given weights of the bands in place of the weighting's."""
+        return self.terms(student, teacher, weights=weights).total
 
     def terms(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
+        self,
+        student: Float[Tensor, "batch ..."],
+        teacher: Float[Tensor, "batch ..."],
+        y: Float[Tensor, "batch ..."] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        weights: Float[Tensor, " n_bands"] | None = None,
     ) -> FrequencyTerms:
         """The loss of a batch with its errors and weights a band.
+
+        Args:
+            student: as `band_errors`.
+            teacher: as `band_errors`.
+            y: labels, for a weighting that measures the teacher against them.
+            mask: which of them are observed.
+            weights: in place of the weighting's.
 
         Raises:
             ValueError: as `band_errors`.
         """
         errors = band_errors(student, teacher, self.transform, self.bands).mean(0)
-        energy = None
-        if self.weighting.needs_teacher_energy:
-            energy = self.transform.sample_band_energy(teacher.detach(), self.bands).mean(0)
-            energy = energy / teacher[0].numel()
-        weights = self.weighting(BandEvidence(errors.detach(), energy))
+        if weights is None:
+            weights = self.weighting(self._evidence(errors.detach(), teacher.detach(), y, mask))
         return FrequencyTerms((errors * weights).sum(), errors.detach(), weights)
+
+    def _evidence(
+        self, errors: Tensor, teacher: Tensor, y: Tensor | None, mask: Tensor | None
+    ) -> BandEvidence:
+        energy = teacher_error = None
+        if self.weighting.needs_teacher_energy:
+            energy = self.transform.sample_band_energy(teacher, self.bands).mean(0)
+            energy = energy / teacher[0].numel()
+        if self.weighting.needs_teacher_error and y is not None:
+            teacher_error = observed_band_errors(teacher, y, self.transform, self.bands, mask)
+        return BandEvidence(errors, energy, teacher_error)

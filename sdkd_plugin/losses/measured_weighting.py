@@ -7,8 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_positive, check_positive_int, check_shape
-from sdkd_plugin.losses.frequency import band_errors
+from sdkd_plugin._checks import (
+    check_finite,
+    check_mask,
+    check_positive,
+    check_positive_int,
+    check_shape,
+)
+from sdkd_plugin.losses.frequency import observed_band_errors
 from sdkd_plugin.losses.weighting import AbstractWeighting, BandEvidence
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
@@ -118,6 +124,11 @@ class AdaptiveWeighting(AbstractWeighting):
     def needs_teacher_energy(self) -> bool:
         """In training mode: in eval mode the averages stand still."""
         return self.training
+
+    @property
+    def needs_teacher_error(self) -> bool:
+        """Never."""
+        return False
 
     def check(self, n_bands: int) -> None:
         """See `AbstractWeighting`."""
@@ -238,19 +249,13 @@ class ConfidenceWeighting(AbstractWeighting):
         check_finite("teacher", teacher)
         share = 1.0
         if mask is not None:
-            if mask.ndim != y.ndim or any(
-                m not in (1, n) for m, n in zip(mask.shape, y.shape, strict=True)
-            ):
-                raise ValueError(
-                    f"`mask` has shape {tuple(mask.shape)}, expected {tuple(y.shape)} as the "
-                    "labels, or 1 along an axis where it is the same."
-                )
+            check_mask(mask, y)
             share = float(mask.float().mean())
             if share == 0:
                 raise ValueError("`mask` is False everywhere, expected an observed label.")
             y = torch.where(mask, y, teacher)
         check_finite("y", y)
-        error = band_errors(teacher, y, transform, bands).mean(0) / share
+        error = observed_band_errors(teacher, y, transform, bands, mask)
         energy = transform.sample_band_energy(teacher, bands).mean(0) / teacher[0].numel()
         weight = len(y) * share
         rate = weight / (self.measured + weight)

@@ -37,6 +37,11 @@ class AbstractWeighting(nn.Module, ABC):
     def needs_teacher_energy(self) -> bool:
         """Whether the loss shall measure the teacher's energy, at the cost of one transform."""
 
+    @property
+    @abstractmethod
+    def needs_teacher_error(self) -> bool:
+        """Whether the loss shall measure the teacher against labels, where there are any."""
+
     @abstractmethod
     def check(self, n_bands: int) -> None:
         """Refuse a partition that this weighting does not fit.
@@ -79,6 +84,11 @@ class FixedWeighting(AbstractWeighting):
 
     @property
     def needs_teacher_energy(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def needs_teacher_error(self) -> bool:
         """Never."""
         return False
 
@@ -125,6 +135,11 @@ class RelativeWeighting(AbstractWeighting):
     def needs_teacher_energy(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def needs_teacher_error(self) -> bool:
+        """Never."""
+        return False
 
     def check(self, n_bands: int) -> None:
         """Fits every partition."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sdkd_plugin._checks import check_positive_int
 
+SAME_FREQUENCY = 1e-9
+"""Frequencies this close are one: round-off must not tear an eigenspace apart at a hard edge."""
+
 
 class Spectrum(NamedTuple):
     """The energy of fields at each frequency of their domain.
@@ -116,15 +119,19 @@ class Bands:
             [0.255, 0.505, 0.755]
         """
         check_positive_int("n", n, minimum=2)
-        frequencies, group = spectrum.frequencies.double().cpu().unique(return_inverse=True)
-        energy = torch.zeros_like(frequencies)
-        energy.index_add_(0, group, spectrum.energy.detach().double().cpu())
-        energy = energy[frequencies > 0]
-        frequencies = frequencies[frequencies > 0]
-        if not math.isfinite(float(energy.sum())) or float(energy.sum()) <= 0:
+        frequencies, order = spectrum.frequencies.double().cpu().sort()
+        energy = spectrum.energy.detach().double().cpu()[order]
+        # One entry a frequency, whatever the dimension of its eigenspace, and none for the mean.
+        starts = frequencies.diff(prepend=frequencies.new_zeros(1)) > SAME_FREQUENCY
+        group = starts.cumsum(0)
+        frequencies = frequencies[starts]
+        summed = torch.zeros(len(frequencies) + 1).double().index_add_(0, group, energy)
+        mean, energy = summed[0], summed[1:]
+        # Below a share of 1e-12 it is the round-off of a float32 transform.
+        if not summed.isfinite().all() or energy.sum() <= 1e-12 * mean:
             raise ValueError(
-                f"`spectrum` has energy {float(energy.sum())} besides the mean's, expected a "
-                "finite number above 0."
+                f"`spectrum` has energy {float(energy.sum())} besides the mean's {float(mean)}, "
+                "expected a finite number well above 0."
             )
         share = energy.cumsum(0) / energy.sum()
         # searchsorted finds the last frequency of each lower part; the edge lies above it.
@@ -158,5 +165,5 @@ class Bands:
 
     def _step(self, distance: Tensor) -> Tensor:
         if self.transition == 0:
-            return (distance >= 0).to(distance.dtype)
+            return (distance >= -SAME_FREQUENCY).to(distance.dtype)
         return (1 + torch.sin(math.pi * (distance / self.transition).clamp(-0.5, 0.5))) / 2

@@ -36,6 +36,16 @@ class AbstractBasisTransform(AbstractTransform):
         self.register_buffer("multiplicity", multiplicity, persistent=False)
         self._masks: dict[tuple[Bands, torch.device, torch.dtype], Tensor] = {}
 
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "AbstractBasisTransform":
+        """Follow to another device, but in full precision: `half` must not move frequencies."""
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
     @abstractmethod
     def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """Coefficients of fields, the frequency axes where the domain's axes were."""
@@ -44,11 +54,26 @@ class AbstractBasisTransform(AbstractTransform):
     def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Fields from their coefficients."""
 
+    @property
+    @abstractmethod
+    def _unscaled_energy(self) -> float:
+        """Energy of an orthonormal coefficient over that of an unscaled one."""
+
+    @abstractmethod
+    def _unscaled(self, x: Tensor) -> Tensor:
+        """Coefficients in whatever scale is fastest: losses need no orthonormal ones."""
+
+    @abstractmethod
+    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
+        """The inverse of `_unscaled`."""
+
     def masks(self, bands: Bands, like: Tensor) -> Float[Tensor, "n_bands ..."]:
         """Power weight of each band at each frequency, computed once for a device and dtype."""
         key = bands, like.device, working_dtype(like)
         if key not in self._masks:
-            self._masks[key] = bands(self.frequencies.double()).to(like.device, key[2])
+            # A validation pass in inference mode may come first; training needs normal tensors.
+            with torch.inference_mode(False):
+                self._masks[key] = bands(self.frequencies).to(like.device, key[2])
         return self._masks[key]
 
     def sample_band_energy(
@@ -97,21 +122,21 @@ class AbstractBasisTransform(AbstractTransform):
             >>> round(float(energy.sum()), 6), round(float(energy[0]), 6)
             (1.0, 1.0)
         """
-        power = self._power(self(x), keep=0)
+        squares = self._squares(self(x), keep=0).unflatten(0, (self.frequencies.numel(), -1))
+        power = self.multiplicity.flatten().to(squares) * squares.sum(-1)
         return Spectrum(self.frequencies.flatten(), power / x.numel())
 
-    def _power(self, coefficients: Tensor, *, keep: int) -> Float[Tensor, "... n_frequencies"]:
-        """Energy at each frequency, summed over all but the first ``keep`` axes."""
+    def _squares(self, coefficients: Tensor, *, keep: int) -> Float[Tensor, "*kept n_reals"]:
+        """Squares of the real numbers in coefficients, all but the first ``keep`` axes summed.
+
+        A complex coefficient gives two, its real and its imaginary part's, side by side: the
+        modulus would take a square root, and adding the two here is slow.
+        """
         frequency_axes = {a % coefficients.ndim for a in self.domain_axes}
         summed = [a for a in range(keep, coefficients.ndim) if a not in frequency_axes]
-        # Complex numbers are read as pairs of reals: the modulus would take a square root.
-        power = torch.view_as_real(coefficients) if coefficients.is_complex() else coefficients
-        power = power.square()
-        if summed:
-            power = power.sum(summed)
-        if coefficients.is_complex():
-            power = power.sum(-1)
-        return (power * self.multiplicity.to(power)).flatten(start_dim=keep)
+        reals = torch.view_as_real(coefficients) if coefficients.is_complex() else coefficients
+        squares = reals.square()
+        return (squares.sum(summed) if summed else squares).flatten(start_dim=keep)
 
     def _over_axes(self, ndim: int, per_frequency: Tensor) -> Tensor:
         """Shape ``(frequencies)`` or ``(batch, frequencies)`` to multiply ``ndim`` axes."""
@@ -134,8 +159,12 @@ class _SampleBandEnergy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, transform: AbstractBasisTransform, masks: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            coefficients = transform(x)
-            energy = transform._power(coefficients, keep=1) @ masks.flatten(1).mT
+            coefficients = transform._unscaled(x)
+            squares = transform._squares(coefficients, keep=1)
+            multiplicity = transform._unscaled_energy * transform.multiplicity
+            weights = (masks * multiplicity.to(masks)).flatten(1)
+            parts = squares.shape[1] // weights.shape[1]
+            energy = squares @ weights.repeat_interleave(parts, dim=1).mT
         ctx.save_for_backward(coefficients, masks)
         ctx.transform = transform
         ctx.dtype = x.dtype
@@ -149,4 +178,4 @@ class _SampleBandEnergy(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             response = (2 * grad @ masks.flatten(1)).unflatten(1, masks.shape[1:])
             response = transform._over_axes(coefficients.ndim, response)
-            return transform.inverse(coefficients * response).to(ctx.dtype), None, None
+            return transform._from_unscaled(coefficients * response).to(ctx.dtype), None, None

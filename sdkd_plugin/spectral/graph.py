@@ -49,6 +49,7 @@ class GraphTransform(AbstractBasisTransform):
         gram = eigenvectors.mT @ eigenvectors
         if not torch.allclose(gram, torch.eye(n, dtype=gram.dtype, device=gram.device), atol=1e-4):
             raise ValueError("`eigenvectors` has columns that are not orthonormal.")
+        check_finite("eigenvalues", eigenvalues)
         if n and float(eigenvalues.min()) < 0:
             raise ValueError(
                 f"`eigenvalues` has {float(eigenvalues.min())}, expected none below 0: "
@@ -104,8 +105,9 @@ class GraphTransform(AbstractBasisTransform):
             adjacency.toarray(), normed=normalization == "symmetric"
         )
         values, vectors = torch.linalg.eigh(torch.from_numpy(np.asarray(laplacian)))
-        # Round-off leaves eigenvalues of about -1e-17 where the exact ones are 0.
-        return cls(vectors.to(dtype), values.clamp_min(0))
+        # Round-off leaves eigenvalues of about 1e-17, of either sign, where the exact ones are 0.
+        noise = num_nodes * torch.finfo(values.dtype).eps * values.max()
+        return cls(vectors.to(dtype), torch.where(values > noise, values, 0))
 
     @property
     def domain_shape(self) -> tuple[int, ...]:
@@ -144,10 +146,21 @@ class GraphTransform(AbstractBasisTransform):
         """Signals ``(..., nodes, features)`` from their coefficients."""
         return self._multiply(self.eigenvectors, coefficients)
 
+    @property
+    def _unscaled_energy(self) -> float:
+        return 1.0
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
+        return self.inverse(coefficients)
+
     def _multiply(self, matrix: Tensor, x: Tensor) -> Tensor:
         dtype = working_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            return matrix.to(dtype) @ x.to(dtype)
+            # Nodes last is one product for all fields; nodes last but one is one for each.
+            return (x.to(dtype).mT @ matrix.to(dtype).mT).mT
 
     def extra_repr(self) -> str:
         """Number of nodes, for ``print``."""

@@ -1,5 +1,6 @@
 """Fields on regular grids: Fourier where the data wrap around, cosines where they do not."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -111,6 +112,20 @@ class GridTransform(AbstractBasisTransform):
         if self.boundary == "periodic":
             return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes, norm="ortho")
         return self._along_axes(coefficients, transpose=True)
+
+    @property
+    def _unscaled_energy(self) -> float:
+        return 1 / math.prod(self.shape) if self.boundary == "periodic" else 1.0
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        if self.boundary == "periodic":
+            return torch.fft.rfftn(x.to(working_dtype(x)), dim=self.domain_axes)
+        return self(x)
+
+    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
+        if self.boundary == "periodic":
+            return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes)
+        return self.inverse(coefficients)
 
     def _along_axes(self, x: Tensor, *, transpose: bool) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -126,13 +126,13 @@ def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = Fals
     """
     shape, axes = transform.domain_shape, transform.domain_axes
     if not x.is_floating_point():
-        raise ValueError(f"`x` is of {x.dtype}, expected a floating-point field.")
+        raise ValueError(f"a field is of {x.dtype}, expected floating-point numbers.")
     if x.ndim < -axes[0] or tuple(x.shape[a] for a in axes) != shape:
         raise ValueError(
-            f"`x` has shape {tuple(x.shape)}, expected {shape} along axes {axes}: "
+            f"a field has shape {tuple(x.shape)}, expected {shape} along axes {axes}: "
             "build the transform for the shape of the data."
         )
     if batched and x.ndim == -axes[0]:
         raise ValueError(
-            f"`x` has shape {tuple(x.shape)}, expected a batch axis before the domain's {shape}."
+            f"a field has shape {tuple(x.shape)}, expected a batch axis before its domain, {shape}."
         )
