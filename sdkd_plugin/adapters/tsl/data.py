@@ -1,0 +1,118 @@
+"""Traffic data as tsl data sets: from files, from tsl's own METR-LA, or simulated."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tsl.data import SpatioTemporalDataset
+from tsl.datasets import MetrLA
+
+from sdkd_plugin.data import TrafficData, find_traffic, read_csv_pair, read_los_loop
+from sdkd_plugin.data.traffic import Missing
+
+
+def load_traffic(
+    source: str | Path, *, start: str | None = None, missing: Missing = "none"
+) -> TrafficData:
+    """Measured traffic from a folder, or METR-LA from where tsl finds or downloads it.
+
+    Args:
+        source: a folder with T-GCN's csv pair (the Los-loop week or another) or with tsl's METR-LA
+            files; or ``metr_la``, which tsl downloads where there is a network.
+        start: the first time of a csv pair, which its files do not say, such as ``2012-03-01``.
+        missing: what a csv pair has where nothing was measured, as `read_csv_pair`.
+
+    Raises:
+        ValueError: if files are damaged or do not fit together, or a csv pair lacks its start.
+        FileNotFoundError: if there is no such folder, nothing known in it, or METR-LA could not be
+            downloaded.
+    """
+    if str(source) == "metr_la" and not Path(source).exists():
+        return _metr_la(None)
+    files = find_traffic(source)
+    if files.kind == "metr_la":
+        return _metr_la(files.folder)
+    if files.kind == "los_loop":
+        return read_los_loop(files.folder)
+    if start is None:
+        raise ValueError(
+            f"{files.speed} does not say when its readings were taken: give the start, such as "
+            "2012-03-01, for the time of day is an input."
+        )
+    return read_csv_pair(
+        files.speed,
+        cast(Path, files.adjacency),
+        locations=files.locations,
+        start=start,
+        missing=missing,
+    )
+
+
+def _metr_la(root: Path | None) -> TrafficData:
+    try:
+        data = MetrLA(root=root)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"METR-LA could not be downloaded by tsl ({error}): give a folder that holds it."
+        ) from error
+    edge_index, edge_weight = data.get_connectivity(
+        threshold=0.1, include_self=False, layout="edge_index"
+    )
+    frame = data.dataframe()
+    return TrafficData(
+        speed=torch.tensor(frame.to_numpy(), dtype=torch.float32),
+        mask=torch.from_numpy(np.asarray(data.mask)[..., 0].astype(bool)),
+        edge_index=torch.as_tensor(edge_index, dtype=torch.int64),
+        edge_weight=torch.as_tensor(edge_weight, dtype=torch.float32),
+        node_ids=tuple(str(node) for node in data.nodes),
+        index=pd.DatetimeIndex(frame.index),
+        source="METR-LA, as tsl reads it",
+    )
+
+
+def spatiotemporal_dataset(
+    data: TrafficData,
+    *,
+    window: int = 12,
+    horizon: int = 12,
+    labelled: Bool[Tensor, "time nodes"] | None = None,
+) -> SpatioTemporalDataset:
+    """A tsl data set of windows, with the time of day (sine and cosine) as covariate ``u``.
+
+    Gaps are filled in the readings (see `TrafficData.filled`) and masked out of the targets.
+
+    Args:
+        data: the traffic.
+        window: steps to read.
+        horizon: steps to forecast.
+        labelled: where False, an observed reading still is an input but no target.
+
+    Raises:
+        ValueError: if ``labelled`` has another shape than the readings.
+    """
+    filled = pd.DataFrame(data.filled().numpy(), index=data.index, columns=list(data.node_ids))
+    mask = data.mask
+    if labelled is not None:
+        if labelled.shape != mask.shape:
+            raise ValueError(
+                f"`labelled` has shape {tuple(labelled.shape)}, expected {tuple(mask.shape)} as "
+                "the readings."
+            )
+        mask = mask & labelled
+    # tsl's own `datetime_encoded` needs a data set of tsl's, which asks for a node similarity.
+    angle = 2 * np.pi * np.asarray((data.index - data.index.normalize()) / pd.Timedelta(days=1))
+    day = torch.from_numpy(np.stack([np.sin(angle), np.cos(angle)], axis=1)).float()
+    return SpatioTemporalDataset(
+        target=filled,
+        index=data.index,
+        mask=mask.numpy()[..., None],
+        connectivity=(data.edge_index, data.edge_weight),
+        covariates={"u": day},
+        window=window,
+        horizon=horizon,
+        name=data.source,
+    )
