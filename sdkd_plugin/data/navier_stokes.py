@@ -129,7 +129,7 @@ def navier_stokes(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    batch_size: int = 16,
+    batch_size: int = 32,
     cache: bool | str | os.PathLike[str] = True,
     progress: bool = True,
 ) -> Float[Tensor, "n_samples time n n"]:

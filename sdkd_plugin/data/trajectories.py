@@ -13,11 +13,15 @@ import numpy as np
 import scipy.io
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite
 
 FORMATS = (".mat", ".npy", ".pt", ".safetensors")
+# What the readers of these formats raise for a file that is cut off or is something else.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples time nx ny"]:
@@ -53,7 +57,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
         raise ValueError(f"{file} ends in {file.suffix!r}, expected one of {FORMATS}.")
     try:
         fields = _read(file)
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
@@ -77,8 +81,6 @@ def _read(file: Path) -> Tensor:
     if file.suffix == ".mat":
         return torch.from_numpy(np.ascontiguousarray(_read_mat(file)))
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         tensors = load_file(file)
     else:
         loaded = torch.load(file, weights_only=True)

@@ -133,7 +133,7 @@ def solve(
             f"`vorticity` reaches {float(vorticity.abs().max()):.3g}, expected values whose "
             f"squares {vorticity.dtype} holds; scale the fields down."
         )
-    if not cfl < _HOPELESS_CFL:
+    if cfl >= _HOPELESS_CFL:
         raise _step_too_large(dt, cfl, 0.0, scheme, record_interval)
     fields = vorticity.new_empty(len(vorticity), records, nx, ny)
     steps_bar = (

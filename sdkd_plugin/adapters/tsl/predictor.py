@@ -1,7 +1,9 @@
 """Distillation by tsl's ``Predictor`` and Lightning."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 from torch import Tensor, nn
 from tsl.engines import Predictor
@@ -11,6 +13,16 @@ from sdkd_plugin.latents import LatentPair
 from sdkd_plugin.losses import AbstractAggregation, AbstractWeighting, AggregationName
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.taps import TapReader
+
+_NOT_RECORDED = (
+    "teacher",
+    "transform",
+    "bands",
+    "weighting",
+    "aggregation",
+    "latents",
+    "example",
+)
 
 
 class DistillationPredictor(Predictor):
@@ -61,18 +73,6 @@ class DistillationPredictor(Predictor):
             raise ValueError(
                 "`model` and `model_class` are None, expected one of them: the student."
             )
-        # The host records every argument for its checkpoints, the teacher too.
-        for name in (
-            "teacher",
-            "transform",
-            "weighting",
-            "example",
-            "bands",
-            "latents",
-            "aggregation",
-        ):
-            self._hparams.pop(name, None)
-            self._hparams_initial.pop(name, None)
         distiller = SDKDDistiller(
             teacher,
             self.model,
@@ -92,6 +92,15 @@ class DistillationPredictor(Predictor):
         self.latent_losses = distiller.latent_losses
         self._taps = TapReader(self.model, distiller.student_taps)
 
+    def save_hyperparameters(
+        self, *args: Any, ignore: Sequence[str] = (), frame: FrameType | None = None, **options: Any
+    ) -> None:
+        """As Lightning's, without what a checkpoint must not hold: the teacher and its like."""
+        caller = cast(FrameType, inspect.currentframe()).f_back
+        super().save_hyperparameters(
+            *args, ignore=[*ignore, *_NOT_RECORDED], frame=frame or caller, **options
+        )
+
     @property
     def distiller(self) -> SDKDDistiller:
         """The distiller, with the teacher."""
@@ -108,7 +117,8 @@ class DistillationPredictor(Predictor):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Task loss as tsl computes it, plus the distillation term."""
-        inputs, targets, mask, transform = self._unpack_batch(batch)
+        view, targets, mask, transform = self._unpack_batch(batch)
+        inputs = dict(view.items())
         y = targets["y"]
         scaler = transform.get("y")
         with self._taps:
