@@ -826,3 +826,48 @@ def test_a_task_loss_that_refuses_to_be_masked():
         ValueError, match=r"`task_loss` has shape \(\), expected .*loss of elements"
     ):
         distiller.step(X, Y, SEEN)
+
+
+# -------------------------------------------------------------------------------- several teachers
+
+
+def two_teachers() -> list[nn.Sequential]:
+    return [teacher_net(), convolutions(6, seed=4)]
+
+
+def test_of_several_teachers_the_mean_is_followed():
+    distiller = make(teacher=two_teachers(), weighting=(0.5, 2.0))
+    x, y = batch()
+    terms = distiller.step(x, y)
+    mean = torch.stack([teacher(x) for teacher in distiller.teachers]).mean(0)
+    arguments = distiller.loss.transform, BANDS, (0.5, 2.0)
+    expected = frequency_aligned_loss(distiller(x), mean, *arguments) + F.mse_loss(distiller(x), y)
+    torch.testing.assert_close(terms.total, expected)
+    assert terms.teacher_weights.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "aekd", "camkd"])
+def test_several_teachers_stay_as_they_are_and_their_weights_sum_to_one(aggregation: str):
+    pairs = [LatentPair("0", "0"), LatentPair("0", "3", of=1)]
+    distiller = make(
+        teacher=two_teachers(), aggregation=aggregation, latents=pairs, example={"x": batch()[0]}
+    )
+    before = [copy.deepcopy(teacher.state_dict()) for teacher in distiller.teachers]
+    totals = train(distiller.train(), 20)
+    assert totals[-1] < totals[0]
+    for teacher, state in zip(distiller.teachers, before, strict=True):
+        assert not any(module.training for module in teacher.modules())
+        assert all(torch.equal(state[name], value) for name, value in teacher.state_dict().items())
+    terms = distiller.step(*batch())
+    assert float(terms.teacher_weights.sum()) == pytest.approx(1)
+    assert list(terms.features) == ["0<-0", "0<-1.3"]
+
+
+def test_a_teacher_twice_is_that_teacher_once():
+    twice = make(teacher=[teacher_net(), teacher_net()])
+    torch.testing.assert_close(train(twice), train(make()), rtol=1e-5, atol=0)
+
+
+def test_construction_refuses_no_teacher():
+    with pytest.raises(ValueError, match="`teacher` is an empty sequence, expected at least one"):
+        make(teacher=[])

@@ -11,13 +11,18 @@ from typing import Any
 import sdkd_plugin
 
 PUBLIC = [
+    "AEKDAggregation",
+    "AdaptiveWeighting",
     "Bands",
+    "CAMKDAggregation",
+    "ConfidenceWeighting",
     "DistillationTerms",
     "FixedWeighting",
     "FrequencyAlignedLoss",
     "GraphTransform",
     "GridTransform",
     "LatentPair",
+    "MeanAggregation",
     "RelativeWeighting",
     "SDKDDistiller",
     "Spectrum",

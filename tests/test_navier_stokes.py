@@ -130,6 +130,14 @@ class TestConservation:
         # Both are quadratic, so the central difference is their exact derivative.
         assert float(((after - before) / (after + before)).abs().max()) < 1e-15
 
+    @pytest.mark.parametrize("n", [32, 33])
+    def test_nothing_above_a_third_of_the_grid(self, n):
+        w = gaussian_random_field(1, n, generator=0) + 1
+        rough = torch.ones(n, n).double().tril()
+        for forcing in (None, rough):
+            got = solve(w, duration=1.0, viscosity=0.0, forcing=forcing, **QUIET)
+            torch.testing.assert_close(got, truncated(got), rtol=0, atol=1e-13)
+
     @pytest.mark.parametrize(("scheme", "steps", "order"), [("etdrk4", 32, 5), ("cn-heun", 64, 3)])
     def test_inviscid_drift_is_of_the_order_in_time(self, scheme, steps, order):
         w = truncated(4 * gaussian_random_field(2, 32, generator=0))
@@ -299,6 +307,7 @@ class TestSolveRefuses:
             ({"record_interval": 0.3}, r"`record_interval` is 0.3, expected a divisor.*0.25"),
             ({"record_interval": 2.0}, r"`record_interval` is 2.0, .* smaller one is 1.0"),
             ({"dt": 0.3}, r"`dt` is 0.3, expected a divisor of `record_interval` 1.0.*0.25"),
+            ({"dt": 0.4999}, r"`dt` is 0.4999, expected a divisor"),
             ({"dt": 0.0}, r"`dt` is 0.0"),
             ({"dt": 2.0}, r"`dt` is 2.0, expected a divisor"),
             ({"forcing": torch.zeros(8, 4)}, r"`forcing` has shape \(8, 4\), expected \(8, 8\)"),
@@ -309,6 +318,11 @@ class TestSolveRefuses:
     def test_bad_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             solve(torch.zeros(1, 8, 8), **{"duration": 1.0, **QUIET, **arguments})
+
+    def test_but_not_decimals_that_only_binary_makes_uneven(self):
+        w = torch.zeros(1, 8, 8)
+        got = solve(w, duration=0.9, record_interval=0.3, dt=0.1, **QUIET)
+        assert got.shape == (1, 3, 8, 8)
 
     def test_unknown_scheme(self, untyped):
         with pytest.raises(ValueError, match=r"`scheme` is 'etdrk'.*mean 'etdrk4'"):

@@ -99,6 +99,20 @@ class TestAtomicPath:
             assert target.read_text() == "old"
         assert target.read_text() == "new"
 
+    def test_moves_the_file_itself_once_it_is_on_the_disk(self, tmp_path, monkeypatch):
+        # A copy could be seen half done, and a name could outlive its data in a power cut.
+        calls = []
+        for name in ("fsync", "replace"):
+            call = getattr(os, name)
+            monkeypatch.setattr(
+                os, name, lambda *a, name=name, call=call: (calls.append(name), call(*a))
+            )
+        with atomic_path(tmp_path / "a.csv") as temporary:
+            temporary.write_text("a")
+            inode = temporary.stat().st_ino
+        assert (tmp_path / "a.csv").stat().st_ino == inode
+        assert calls == ["fsync", "replace"]
+
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
     def test_an_interrupted_write_leaves_the_old_file_alone(self, tmp_path, error):
         target = tmp_path / "table.csv"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdkd_plugin import Bands, GraphTransform, GridTransform
 from sdkd_plugin.spectral import AbstractBasisTransform
-from sdkd_plugin.spectral.graph import MAX_EXACT_NODES
+from sdkd_plugin.spectral.graph import MAX_EXACT_NODES, adjacency_matrix
 
 Response = Callable[[np.ndarray], np.ndarray]
 
@@ -143,6 +143,14 @@ class TransformContract:
         )
         actual = without_channels(x.grad, domain.transform)
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
+
+    def test_partitions_are_not_mixed_up(self, domain: Domain, make_field: MakeField):
+        x, transform = make_field(2, 3), domain.transform
+        for bands in (*BANDS, Bands.split(0.5), BANDS[0]):
+            fresh = copy.deepcopy(domain.transform).masks(bands, x)
+            assert torch.equal(transform.masks(bands, x), fresh)
+            assert torch.equal(transform.masks(bands, x.float()), fresh.float())
+            torch.testing.assert_close(fresh, bands(transform.frequencies), **TIGHT)
 
     def test_filter_is_the_response_times_each_frequency(
         self, domain: Domain, make_field: MakeField
@@ -568,6 +576,9 @@ def test_symmetrization_rules_and_duplicate_edges():
         torch.testing.assert_close(
             transform.filter(x, lambda f, h=highest: f * h), laplacian, **TIGHT
         )
+        expected = torch.tensor([[0, w, 0], [w, 0, 4], [0, 4, 0]], dtype=torch.float64)
+        adjacency = adjacency_matrix(edges, weights, 3, rule).toarray()
+        torch.testing.assert_close(torch.from_numpy(adjacency), expected, **TIGHT)
     both_ways = torch.tensor([[0, 1], [1, 0]])
     GraphTransform.from_edges(both_ways, torch.ones(2), 2, symmetrization="refuse")
     with pytest.raises(ValueError, match="directed graph: choose symmetrization='mean' or 'max'"):
