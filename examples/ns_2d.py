@@ -299,7 +299,7 @@ def load(preset: Preset, path: Path | None, device: torch.device) -> tuple[Tenso
             resolution=preset.resolution,
             solver_resolution=preset.solver_resolution,
             viscosity=preset.viscosity,
-            duration=2 * FRAMES,
+            duration=2.0 * FRAMES,
             downsampling="truncate",
             batch_size=50,
             device=device,

@@ -320,6 +320,9 @@ class SDKDDistiller(nn.Module):
             raise ValueError("`mask` is given but `y` is None: there are no labels to mask.")
         if self.check_finite:
             check_finite("x", x)
+            for name, value in inputs.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    check_finite(name, value)
 
     def _compare(
         self,

@@ -5,6 +5,7 @@ used. Colours follow the order of the names, so that a model has one colour in a
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sdkd_plugin._checks import check_shape
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 Spectra = Mapping[str, tuple[Array, Array]]
 
 
