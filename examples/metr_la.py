@@ -68,8 +68,8 @@ class Preset:
     student_steps: int
     teacher: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
-    teacher_lr: float = 2e-3
-    student_lr: float = 3e-3
+    teacher_lr: float = 4e-3
+    student_lr: float = 5e-3
     batch_size: int = 32
     validations: int = 10
     cutoff: float = 0.25
@@ -78,9 +78,9 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(
-        teacher_steps=600,
-        student_steps=800,
-        student={"hidden_size": 16, "emb_size": 4, "n_layers": 1},
+        teacher_steps=650,
+        student_steps=900,
+        teacher={"patch_size": 12, "hops": 2},
     ),
     "paper": Preset(
         teacher_steps=40_000,

@@ -11,17 +11,10 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import (
-    check_choice,
-    check_finite,
-    check_mask,
-    check_positive,
-    check_shape,
-)
+from sdkd_plugin._checks import check_choice, check_finite, check_mask, check_positive, check_shape
 from sdkd_plugin.latents import LatentLosses, LatentPair
 from sdkd_plugin.losses import (
     AbstractAggregation,
@@ -35,14 +28,9 @@ from sdkd_plugin.losses import (
     teacher_gradients,
     weighted_target,
 )
+from sdkd_plugin.losses.task import TASK_LOSSES, TaskLoss, observed_mean
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.taps import TapReader
-
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
-TASK_LOSSES: Mapping[str, TaskLoss] = {
-    "mse": partial(F.mse_loss, reduction="none"),
-    "mae": partial(F.l1_loss, reduction="none"),
-}
 
 
 class TeacherAnswer(NamedTuple):
@@ -316,13 +304,18 @@ class SDKDDistiller(nn.Module):
                 f"the inputs {sorted(unknown)} are accepted by neither student nor teacher; "
                 f"the student takes {_parameters(self.student)}."
             )
-        if y is None and mask is not None:
-            raise ValueError("`mask` is given but `y` is None: there are no labels to mask.")
-        if self.check_finite:
-            check_finite("x", x)
-            for name, value in inputs.items():
-                if isinstance(value, Tensor) and value.is_floating_point():
-                    check_finite(name, value)
+        if mask is not None:
+            if y is None:
+                raise ValueError("`mask` is given but `y` is None: there are no labels to mask.")
+            check_mask(mask, y)
+        if not self.check_finite:
+            return
+        check_finite("x", x)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                check_finite(name, value)
+        if y is not None:
+            check_finite("y", y if mask is None else y[mask.expand_as(y)])
 
     def _compare(
         self,
@@ -336,7 +329,7 @@ class SDKDDistiller(nn.Module):
         inputs: Mapping[str, Any],
     ) -> DistillationTerms:
         if y is not None:
-            task = self._task(forecast, y, mask)
+            task = observed_mean(self.task_loss, forecast, y, mask)
         elif task is None:
             if self.kd_weight == 0:
                 raise ValueError("`y` is None and kd_weight is 0: there is nothing to learn from.")
@@ -405,22 +398,6 @@ class SDKDDistiller(nn.Module):
         target = weighted_target(teachers, weights)
         terms = self.loss.terms(forecast, target, y, mask, weights=band_weights)
         return terms, weights if weights.ndim == 1 else weights.mean(0)
-
-    def _task(self, forecast: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        check_shape("y", y.shape, forecast.shape, "the student's forecast")
-        if mask is None:
-            if self.check_finite:
-                check_finite("y", y)
-            return self.task_loss(forecast, y).mean()
-        check_mask(mask, y)
-        mask = mask.expand_as(y)
-        if self.check_finite:
-            check_finite("y", y[mask])
-        # What was not observed may be NaN, and NaN times a mask of 0 would still be NaN.
-        y = torch.where(mask, y, forecast.detach().to(y.dtype))
-        errors = self.task_loss(forecast, y)
-        check_shape("task_loss", errors.shape, y.shape, "with a mask it is the loss of elements")
-        return torch.where(mask, errors, 0).sum() / mask.sum().clamp_min(1)
 
     @staticmethod
     def _run(
