@@ -22,7 +22,6 @@ from sdkd_plugin.losses import (
     AggregationName,
     FrequencyAlignedLoss,
     FrequencyTerms,
-    RelativeWeighting,
     TeacherEvidence,
     make_aggregation,
     teacher_gradients,
@@ -82,8 +81,9 @@ class SDKDDistiller(nn.Module):
         transform: the domain of the forecasts.
         bands: how its frequencies group; two bands below and from a quarter of the highest
             frequency by default.
-        weighting: what each band counts for; a sequence of numbers is fixed. By default
-            `RelativeWeighting`. All 1 is plain MSE distillation.
+        weighting: what each band counts for; a sequence of numbers is fixed, from low to high. By
+            default the lowest band counts 1 and the others 2: the paper's form with an alpha of
+            1/2, our own choice. All 1 is plain MSE distillation.
         kd_weight: what the teacher counts for against the labels; 0 never asks the teacher.
         task_loss: ``mse``, ``mae``, or a function of forecast and labels that returns the loss of
             each element.
@@ -143,8 +143,9 @@ class SDKDDistiller(nn.Module):
         # In a tuple, where nn.Module does not look: teachers are nobody's parameters or state.
         self._teachers: tuple[nn.Module, ...] = teachers
         self.student = student
-        weighting = RelativeWeighting() if weighting is None else weighting
-        self.loss = FrequencyAlignedLoss(transform, bands or Bands.split(0.25), weighting)
+        bands = bands or Bands.split(0.25)
+        weighting = (1.0, *[2.0] * (bands.n_bands - 1)) if weighting is None else weighting
+        self.loss = FrequencyAlignedLoss(transform, bands, weighting)
         self.aggregation: AbstractAggregation = (
             aggregation
             if isinstance(aggregation, AbstractAggregation)

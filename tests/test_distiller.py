@@ -608,7 +608,7 @@ def test_defaults_are_those_documented():
     distiller = SDKDDistiller(teacher_net(), student_net(), GridTransform(GRID))
     assert distiller.loss.bands == Bands.split(0.25)
     assert distiller.kd_weight == 1
-    assert distiller.loss.weighting.floor == 0.05
+    assert distiller.loss.weighting.weights.tolist() == [1, 2]
 
 
 # -------------------------------------------------------------------------------------- bad input
@@ -761,7 +761,9 @@ def test_a_students_own_nan_is_not_blamed_on_the_labels():
     assert make(student=Diverged()).step(X, Y, mask).total.isnan()
 
 
-def test_a_step_refuses_a_graph_with_a_weight_that_is_not_a_number(graph: dict, device: torch.device):
+def test_a_step_refuses_a_graph_with_a_weight_that_is_not_a_number(
+    graph: dict, device: torch.device
+):
     transform = GraphTransform.from_edges(**graph, num_nodes=10).to(device)
     distiller = SDKDDistiller(
         GraphLayer(8, seed=1).to(device), GraphLayer(4, seed=2).to(device), transform

@@ -127,10 +127,13 @@ def test_the_loss_is_the_batch_sum_of_the_distillers_total():
 def test_known_answers_train_as_the_online_teacher_does():
     x, y = fields()
     online, cached = make("sdkd_unet"), make("sdkd_unet")
-    loss = TrainerLoss(distiller_of(online))
-    answers = loss.distiller.teach(x)[0].forecast
+    options = {"latents": [LatentPair("latent", "latent_high")], "example": {"x": x}}
+    loss = TrainerLoss(distiller_of(online, **options))
+    (answer,) = loss.distiller.teach(x)
     first = fit(online, loss, {"x": x, "y": y})
-    second = fit(cached, TrainerLoss(distiller_of(cached)), {"x": x, "y": y, "teacher": answers})
+    second = fit(
+        cached, TrainerLoss(distiller_of(cached, **options)), {"x": x, "y": y, "teacher": answer}
+    )
     assert first == pytest.approx(second, rel=1e-5)
 
 

@@ -11,6 +11,8 @@ from sdkd_plugin._checks import check_shape
 from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller, TeacherAnswer
 from sdkd_plugin.taps import TapReader
 
+_LATENT = "teacher."
+
 
 class TrainerLoss:
     """A distiller as the ``training_loss`` of a neuraloperator ``Trainer``.
@@ -25,7 +27,7 @@ class TrainerLoss:
     - ``mask``: which labels count, as `SDKDDistiller.step` takes it; all False for an input that
       nobody labelled (``y`` must still have its shape there, and may be NaN),
     - ``teacher``: the teacher's forecast for ``x``, in the units of the model's output, where it is
-      known already. Without it the teacher is asked at every step.
+      known already, and its latents as ``teacher.TAP``. Without them it is asked at every step.
 
     Args:
         distiller: with one teacher.
@@ -62,7 +64,14 @@ class TrainerLoss:
         """The loss of a batch, summed over its samples; its parts are in ``last_terms``."""
         # The host's data processors move x and y to the device, and nothing else.
         mask = None if mask is None else mask.to(out.device)
-        answers = None if teacher is None else [TeacherAnswer(teacher.to(out.device), {})]
+        answers = None
+        if teacher is not None:
+            latents = {
+                name.removeprefix(_LATENT): value.to(out.device)
+                for name, value in sample.items()
+                if name.startswith(_LATENT)
+            }
+            answers = [TeacherAnswer(teacher.to(out.device), latents)]
         self.last_terms = self.distiller.terms(
             out, x, y, mask, latents=self._taps.read(), answers=answers
         )
@@ -73,27 +82,30 @@ def distillation_dataset(
     x: Float[Tensor, "samples ..."],
     y: Float[Tensor, "samples ..."],
     labelled: Bool[Tensor, " samples"] | None = None,
-    teacher: Float[Tensor, "samples ..."] | None = None,
+    teacher: TeacherAnswer | None = None,
 ) -> StackDataset[Any]:
-    """Samples ``{"x", "y", "mask", "teacher"}`` as `TrainerLoss` and the host's ``Trainer`` take.
+    """Samples ``{"x", "y", "mask", "teacher", ...}``, as `TrainerLoss` and the trainer take them.
 
     Args:
         x: inputs.
         y: labels. Those of unlabelled samples are replaced by NaN, so that none can leak.
         labelled: which samples have labels; by default all.
-        teacher: the teacher's forecasts, where they are known already.
+        teacher: what the teacher says of all samples, where it is known already, as
+            ``distiller.teach`` gives it.
 
     Raises:
         ValueError: if the numbers of samples differ.
     """
     n = len(x)
-    for name, value in {"y": y, "labelled": labelled, "teacher": teacher}.items():
+    answer: dict[str, Tensor] = {}
+    if teacher is not None:
+        latents = {f"{_LATENT}{tap}": value for tap, value in teacher.latents.items()}
+        answer = {"teacher": teacher.forecast, **latents}
+    for name, value in {"y": y, "labelled": labelled, **answer}.items():
         if value is not None:
             check_shape(name, value.shape[:1], (n,), "one for each sample of x")
-    parts: dict[str, Any] = {"x": x, "y": y}
+    parts: dict[str, Any] = {"x": x, "y": y, **answer}
     if labelled is not None:
         mask = labelled.reshape(-1, *[1] * (y.ndim - 1))
         parts |= {"y": torch.where(mask, y, torch.nan), "mask": mask}
-    if teacher is not None:
-        parts["teacher"] = teacher
     return StackDataset(**parts)

@@ -1,0 +1,72 @@
+"""The code in the README runs, word by word."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sdkd_plugin.adapters.neuralop import REGISTERED, distillation_dataset
+from sdkd_plugin.adapters.tsl import SDKDTeacher
+
+from neuralop import Trainer  # isort: skip
+from tsl.metrics.torch import MaskedMAE  # isort: skip
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(block: str, **names: object) -> dict[str, object]:
+    namespace = {"torch": torch, **names}
+    exec(block, namespace)  # noqa: S102
+    return namespace
+
+
+def block_with(text: str) -> str:
+    (block,) = [block for block in BLOCKS if text in block]
+    return block
+
+
+def test_every_block_is_run_below():
+    assert len(BLOCKS) == 3
+
+
+def test_ten_lines():
+    names = run(block_with("distiller.step(x, y)"))
+    assert names["forecast"].shape == (4, 10, 32, 32)
+    assert names["terms"].frequency.shape == (2,)
+
+
+@pytest.mark.filterwarnings("ignore:.*not.*best:UserWarning")
+def test_behind_neuraloperator():
+    sizes = {"in_channels": 2, "out_channels": 1}
+    teacher = REGISTERED["sdkd_unet"](width=8, **sizes)
+    student = REGISTERED["sdkd_unet"](width=4, **sizes)
+    before = [p.clone() for p in student.parameters()]
+    x, y = torch.randn(8, 2, 32, 32), torch.randn(8, 1, 32, 32)
+    optimizer = torch.optim.Adam(student.parameters())
+    run(
+        block_with("TrainerLoss"),
+        teacher=teacher,
+        student=student,
+        trainer=Trainer(model=student, n_epochs=1),
+        train_loader=DataLoader(distillation_dataset(x, y), 4),
+        test_loaders={},
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
+    )
+    assert not all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+def test_behind_tsl():
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    names = run(
+        block_with("DistillationPredictor"),
+        teacher=SDKDTeacher(input_size=1, window=12, horizon=12, n_nodes=3),
+        edge_index=edge_index,
+        edge_weight=torch.ones(3),
+        n_nodes=3,
+        loss_fn=MaskedMAE(),
+    )
+    assert names["predictor"].trainable_parameters > 0
