@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +142,22 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     assert message in last
     assert "Traceback" not in ended.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path):
+    environment = {**os.environ, "SDKD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "ns_2d.py"), "--out", str(tmp_path / "run")],
+        env=environment,
+        stderr=subprocess.PIPE,
+    )
+    shown = b""
+    while b"Navier-Stokes" not in shown:  # until the bar of the solver shows
+        shown += process.stderr.read(1)
+        assert process.poll() is None, shown
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted; no half-written file is left" in rest
+    assert b"Traceback" not in rest
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -85,8 +85,8 @@ def binned_spectrum(frequencies: Tensor, energy: Tensor, n_bins: int = 32) -> tu
     Returns:
         centres of the bins that hold a frequency, and the energy in each.
     """
-    edges = np.linspace(0, 1 + 1e-9, n_bins + 1)
-    f = frequencies.double().cpu().numpy()
+    edges = np.linspace(0, 1, n_bins + 1)
+    f = frequencies.double().clamp(0, 1).cpu().numpy()
     total, _ = np.histogram(f, edges, weights=energy.double().cpu().numpy())
     count, _ = np.histogram(f, edges)
     return ((edges[1:] + edges[:-1]) / 2)[count > 0], total[count > 0]

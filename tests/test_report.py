@@ -1,0 +1,135 @@
+"""Tables, comparisons and the folder of a run."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sdkd_plugin import Bands, GridTransform
+from sdkd_plugin.report import (
+    GridScores,
+    Run,
+    UserError,
+    choose_device,
+    command_line_errors,
+    format_table,
+    milliseconds_a_forecast,
+    paired_change,
+    parameter_count,
+)
+from sdkd_plugin.report.figures import binned_spectrum
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    seeds = [0, 1, 2, 3]
+    alone, taught = [1.0, 1.2, 1.1, 1.3], [0.8, 1.1, 0.9, 1.0]
+    return pd.DataFrame(
+        {"model": ["alone"] * 4 + ["taught"] * 4, "seed": seeds * 2, "mse": alone + taught}
+    )
+
+
+def test_scores_are_means_over_samples_whatever_the_batches():
+    generator = torch.Generator().manual_seed(0)
+    truth, forecast = torch.randn(2, 5, 3, 8, 6, generator=generator)
+    transform, bands = GridTransform((8, 6)), Bands.split(0.5)
+    scores = GridScores(transform, bands)
+    for part in (slice(0, 1), slice(1, 5)):
+        scores.update(forecast[part], truth[part])
+    error = (forecast - truth).double()
+    norms = error.flatten(1).norm(dim=1) / truth.double().flatten(1).norm(dim=1)
+    found = scores.compute()
+    assert found["mse"] == pytest.approx(float(error.square().mean()))
+    assert found["mae"] == pytest.approx(float(error.abs().mean()))
+    assert found["relative_l2"] == pytest.approx(float(norms.mean()))
+    assert found["band_0"] + found["band_1"] == pytest.approx(found["mse"])
+    low = transform.filter(error, (transform.frequencies < 0.5).double())
+    assert found["band_0"] == pytest.approx(float(low.square().mean()))
+
+
+def test_scores_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="`update` was never called"):
+        GridScores(GridTransform((4,)), Bands.split(0.5)).compute()
+
+
+def test_a_table_shows_mean_and_deviation(rows):
+    table = format_table(rows, index=["model"], columns={"mse": ("MSE", ".2f")})
+    assert table.splitlines()[2:] == ["| alone | 1.15 ± 0.13 |", "| taught | 0.95 ± 0.13 |"]
+
+
+def test_a_paired_change_is_scipys_test(rows):
+    change = paired_change(rows, column="mse", of={"model": "taught"}, against={"model": "alone"})
+    assert change.relative == pytest.approx(3.8 / 4.6 - 1)
+    expected = scipy.stats.ttest_rel([0.8, 1.1, 0.9, 1.0], [1.0, 1.2, 1.1, 1.3]).pvalue
+    assert change.p_value == pytest.approx(expected)
+    assert str(change).startswith("-17.4% (paired t-test p = 0.0")
+
+
+def test_different_seeds_are_not_compared(rows):
+    with pytest.raises(ValueError, match=r"seeds \[0, 1, 2, 3\] .* and \[0, 1, 2\]"):
+        paired_change(rows[:-1], column="mse", of={"model": "alone"}, against={"model": "taught"})
+
+
+def test_a_run_writes_whole_files_or_none(tmp_path):
+    run = Run(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    run.settings({"seeds": 3, "nested": {"a": 1}})
+    assert yaml.safe_load((run.folder / "settings.yaml").read_text())["nested"] == {"a": 1}
+    model = torch.nn.Linear(2, 3)
+    run.weights("weights/student.safetensors", model)
+    assert torch.equal(load_file(run.folder / "weights/student.safetensors")["bias"], model.bias)
+
+    class Broken:
+        def savefig(self, path, dpi):
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.figure("picture.png", Broken())
+    assert sorted(p.name for p in run.folder.iterdir()) == ["settings.yaml", "weights"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        Run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (UserError("two\nlines"), 2, "program: error: two lines"),
+        (KeyboardInterrupt(), 130, "program: interrupted"),
+    ],
+)
+def test_a_program_ends_in_one_line(error, code, shown, capsys):
+    with pytest.raises(SystemExit) as ended, command_line_errors("program"):
+        raise error
+    assert ended.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(shown)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_gpu_is_said():
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="torch sees no CUDA device; use --device cpu"):
+        choose_device("cuda")
+
+
+def test_costs():
+    assert parameter_count(torch.nn.Conv2d(2, 3, 3)) == 2 * 3 * 9 + 3
+    assert parameter_count(torch.nn.ParameterList([torch.zeros(3, dtype=torch.cfloat)])) == 6
+    calls = []
+    assert milliseconds_a_forecast(lambda x: calls.append(x), 1, repetitions=4) >= 0
+    assert calls == [1] * 7
+
+
+def test_bins_keep_the_energy():
+    frequencies = torch.tensor([0.0, 0.1, 0.5, 1.0])
+    centres, energy = binned_spectrum(frequencies, torch.tensor([1.0, 2.0, 3.0, 4.0]), n_bins=4)
+    np.testing.assert_allclose(centres, [0.125, 0.625, 0.875], atol=1e-6)
+    np.testing.assert_allclose(energy, [3, 3, 4])
