@@ -1,9 +1,10 @@
-# `make example` and `make test` do all the set-up on a bare machine: Python 3.10 or later is enough.
+# `make example` and `make test` do all the set-up on a bare machine with Python 3.11 or later, which
+# the versions pinned in constraints.txt need; the package itself runs on 3.10.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/ns_2d
-# A copy of the constraints marks a finished installation: a changed pin or dependency renews it.
+# Marks a finished installation: a changed pin or dependency renews it.
 INSTALLED := $(VENV)/.installed
 
 .PHONY: install example example-traffic test test-all test-gpu lint types bench clean

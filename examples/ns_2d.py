@@ -11,6 +11,7 @@ and where it has labels for a quarter of the inputs and the teacher's answers fo
 """
 
 import argparse
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -83,12 +84,12 @@ PRESETS = {
         test=60,
         teacher={"width": 16, "depth": 3, "coordinates": True},
         student={"width": 12, "coordinates": True},
-        teacher_steps=1400,
+        teacher_steps=1408,
         student_steps=1200,
         teacher_lr=2e-3,
         student_lr=3e-3,
     ),
-    # Split and batch size of the paper's released recipe, on the data of the FNO paper.
+    # Sizes of the split and batch as in the paper's released recipe, on the FNO paper's data.
     "paper": Preset(
         viscosity=1e-5,
         resolution=64,
@@ -126,7 +127,7 @@ class Experiment:
         """A registered model, from the host's own factory."""
         torch.manual_seed(seed)
         config = {"model_arch": arch, "data_channels": FRAMES, "out_channels": FRAMES, **options}
-        return get_model(Bunch({"model": config}))
+        return get_model(Bunch({"model": config})).to(self.device)
 
     def draw_labelled(self, share: float, seed: int) -> Tensor:
         """Which training samples have labels: exactly a share of them, drawn at random."""
@@ -152,7 +153,12 @@ class Experiment:
             drop_last=True,
             generator=torch.Generator().manual_seed(seed),
         )
-        epochs = max(1, round(steps / len(loader)))
+        if steps % len(loader):
+            raise UserError(
+                f"{steps} steps are not a whole number of epochs of {len(loader)} steps: all "
+                "students must take equally many."
+            )
+        epochs = steps // len(loader)
         trained = loss.distiller if isinstance(loss, TrainerLoss) else model
         optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=1e-4)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -177,7 +183,10 @@ class Experiment:
                 save_best="validation_mse",
                 save_dir=folder,
             )
-            best = torch.load(Path(folder) / "best_model_state_dict.pt", weights_only=True)
+            saved = Path(folder) / "best_model_state_dict.pt"
+            if not saved.exists():
+                raise RuntimeError(f"{title}: diverged, there is no finite validation error.")
+            best = torch.load(saved, weights_only=True)
         model.load_state_dict(best)
         model.eval()
 
@@ -246,6 +255,9 @@ def run_experiment(preset: Preset, options: argparse.Namespace) -> None:
                 run.weights(f"weights/{weights}", student)
     settings = {"data": source, "preset": options.preset, "seeds": options.seeds}
     settings |= {"device": str(device), **asdict(preset)}
+    settings["resolution"] = list(experiment.transform.shape)
+    if options.data is not None:
+        settings |= {"viscosity": None, "solver_resolution": None}
     report(run, experiment, pd.DataFrame(rows), forecasts, settings)
 
 
@@ -262,7 +274,7 @@ def lesson(
     distiller = SDKDDistiller(
         teacher,
         student,
-        experiment.transform,
+        copy.deepcopy(experiment.transform),  # the distiller moves its own to the device
         experiment.bands,
         # SDKD's own default gives the high band twice the weight of the low one.
         weighting=(1.0, 1.0) if plain else None,
@@ -317,7 +329,10 @@ def load(preset: Preset, path: Path | None, device: torch.device) -> tuple[Tenso
             f"computed by the pseudo-spectral solver on {preset.solver_resolution} x "
             f"{preset.solver_resolution} points, viscosity {preset.viscosity:g}, seed 0"
         )
-    trajectories = read_trajectories(path)
+    try:
+        trajectories = read_trajectories(path)
+    except ValueError as error:
+        raise UserError(f"--data {error}") from error
     if len(trajectories) < samples or trajectories.shape[1] < 2 * FRAMES:
         raise UserError(
             f"--data {path} has shape {tuple(trajectories.shape)}, expected (samples, time, nx, "
@@ -347,15 +362,18 @@ def report(
     """Write the tables and the pictures, and print the table and where all lies."""
     preset = experiment.preset
     lines = [
-        f"Navier-Stokes 2D, {FRAMES} frames in, the next {FRAMES} out, {preset.resolution} x "
-        f"{preset.resolution}; trajectories {settings['data']}.",
+        f"Navier-Stokes 2D, {FRAMES} frames in, the next {FRAMES} out, "
+        f"{' x '.join(map(str, experiment.transform.shape))}; trajectories {settings['data']}.",
         f"Mean over {settings['seeds']} seed(s) (± standard deviation) on {preset.test} test "
         f"trajectories, in physical units; {preset.training} for training, {preset.validation} for "
         f"validation. Every student takes {preset.student_steps} steps of batch "
         f"{preset.batch_size}; the weights with the least validation MSE count. One teacher, "
         f"trained on all labels for {preset.teacher_steps} steps. Low band: below "
-        f"{preset.cutoff:g} of the highest frequency. Times: one sample on {experiment.device}, "
-        "to be compared within this table only.",
+        f"{preset.cutoff:g} of the highest frequency. Both distilled students count the teacher "
+        f"{preset.kd_weight:g} times; plain-MSE distillation has equal band weights, SDKD twice "
+        "the weight on the high band and the teacher's latent with weight "
+        f"{preset.latent_weight:g}. Times: one sample on {experiment.device}, to be compared "
+        "within this table only.",
         "",
         format_table(rows, index=["setting", "model"], columns=COLUMNS),
         "",

@@ -40,7 +40,8 @@ def check_positive(argument: str, got: float, *, allow_zero: bool = False) -> No
     Raises:
         ValueError: naming the argument, what it was and what was expected.
     """
-    if not (got > 0 or (allow_zero and got == 0)) or got == float("inf"):
+    number = isinstance(got, int | float) and not isinstance(got, bool)
+    if not number or not (got > 0 or (allow_zero and got == 0)) or got == float("inf"):
         bound = "at least 0" if allow_zero else "above 0"
         raise ValueError(f"`{argument}` is {got!r}, expected a finite number {bound}.")
 

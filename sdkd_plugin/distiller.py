@@ -130,7 +130,8 @@ class SDKDDistiller(nn.Module):
         check_positive("kd_weight", kd_weight, allow_zero=True)
         if not callable(task_loss):
             check_choice("task_loss", task_loss, TASK_LOSSES)
-        teachers = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
+        one = isinstance(teacher, nn.Module) and not isinstance(teacher, nn.ModuleList)
+        teachers: tuple[nn.Module, ...] = (teacher,) if one else tuple(teacher)  # type: ignore[assignment,arg-type]
         if not teachers:
             raise ValueError("`teacher` is an empty sequence, expected at least one teacher.")
         for each in teachers:
@@ -330,6 +331,8 @@ class SDKDDistiller(nn.Module):
         inputs: Mapping[str, Any],
     ) -> DistillationTerms:
         if y is not None:
+            if self.kd_weight == 0 and mask is not None and not bool(mask.any()):
+                raise ValueError("`mask` is False everywhere and kd_weight is 0: nothing to learn.")
             task = observed_mean(self.task_loss, forecast, y, mask)
         elif task is None:
             if self.kd_weight == 0:
@@ -419,15 +422,19 @@ def _parameters(model: nn.Module) -> list[str]:
     return list(inspect.signature(model.forward).parameters)[1:]
 
 
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the named inputs that a model's forward takes.
+def accepted_inputs(
+    model: nn.Module, inputs: Mapping[str, Any], *, named_only: bool = False
+) -> dict[str, Any]:
+    """Those of the named inputs that a model's forward takes, by name or in its ``**kwargs``.
+
+    With ``named_only`` what a model would take into its ``**kwargs`` is left out.
 
     Example:
         >>> accepted_inputs(nn.Bilinear(2, 2, 1), {"input2": 1, "edge_index": 2})
         {'input2': 1}
     """
     parameters = inspect.signature(model.forward).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+    if not named_only and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(inputs)
     names = {p.name for p in parameters}
     return {name: value for name, value in inputs.items() if name in names}

@@ -120,7 +120,7 @@ def test_traffic_from_data_to_pictures(source, tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["ns_2d.py", "--seeds", "0"], "--seeds is 0, expected at least 1"),
-        (["ns_2d.py", "--data", "none.npy"], "none.npy is no file; expected trajectories"),
+        (["ns_2d.py", "--data", "none.npy"], "--data none.npy is no file; expected trajectories"),
         (["ns_2d.py", "--data", "small.npy"], "small.npy has shape (2, 20, 8, 8), expected"),
         (["ns_2d.py", "--preset", "huge"], "invalid choice: 'huge'"),
         (["metr_la.py", "--data", "empty"], "empty holds no known traffic data. Looked for"),

@@ -6,6 +6,7 @@ What is computed instead of read is in `navier_stokes`.
 import os
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import h5py
@@ -21,7 +22,16 @@ from sdkd_plugin._checks import check_finite
 
 FORMATS = (".mat", ".npy", ".pt", ".safetensors")
 # What the readers of these formats raise for a file that is cut off or is something else.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, SafetensorError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    zlib.error,
+)
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples time nx ny"]:
@@ -64,7 +74,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
         raise ValueError(
             f"{file} is damaged or holds more than one tensor, and is not unpickled: {reason}"
         ) from error
-    if fields.ndim != 4 or not fields.is_floating_point():
+    if fields.ndim != 4 or not fields.is_floating_point() or not fields.numel():
         layout = "(samples, nx, ny, time)" if file.suffix == ".mat" else "(samples, time, nx, ny)"
         raise ValueError(
             f"{file} holds {fields.dtype} of shape {tuple(fields.shape)}, expected floating-point "
@@ -86,7 +96,7 @@ def _read(file: Path) -> Tensor:
         loaded = torch.load(file, weights_only=True)
         tensors = loaded if isinstance(loaded, dict) else {"": loaded}
     if len(tensors) != 1 or not isinstance(next(iter(tensors.values())), Tensor):
-        raise ValueError(f"it holds {sorted(tensors)}, expected one tensor")
+        raise ValueError(f"it holds {list(tensors)}, expected one tensor")
     return next(iter(tensors.values()))
 
 
@@ -94,5 +104,11 @@ def _read_mat(file: Path) -> np.ndarray:
     if h5py.is_hdf5(file):
         with h5py.File(file) as content:
             # MATLAB is column-major: HDF5 shows the axes in reverse.
-            return np.moveaxis(np.asarray(content["u"]).T, -1, 1)
-    return np.moveaxis(scipy.io.loadmat(file, variable_names=["u"])["u"], -1, 1)
+            return _time_second(np.asarray(content["u"]).T if "u" in content else None)
+    return _time_second(scipy.io.loadmat(file, variable_names=["u"]).get("u"))
+
+
+def _time_second(u: np.ndarray | None) -> np.ndarray:
+    if u is None:
+        raise ValueError("it has no variable u")
+    return np.moveaxis(u, -1, 1) if u.ndim == 4 else u

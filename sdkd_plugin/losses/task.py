@@ -51,4 +51,6 @@ def observed_mean(
     # What was not observed may be NaN, and NaN times a mask of 0 would still be NaN.
     errors = loss(forecast, torch.where(mask, y, forecast.detach().to(y.dtype)))
     check_shape("task_loss", errors.shape, y.shape, "with a mask it is the loss of elements")
-    return torch.where(mask, errors, 0).sum() / mask.sum().clamp_min(1)
+    # A sum of many half-precision numbers would overflow.
+    dtype = torch.promote_types(errors.dtype, torch.float32)
+    return torch.where(mask, errors, 0).sum(dtype=dtype) / mask.sum().clamp_min(1)

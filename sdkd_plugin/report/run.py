@@ -32,8 +32,8 @@ def command_line_errors(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        text = " ".join(str(error).split())
+    except (UserError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
         print(f"{program}: error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -55,8 +55,8 @@ def choose_device(name: str) -> torch.device:
 class Run:
     r"""A folder for the results of one run. Each file is written whole or not at all.
 
-    The folder is made when the first file is written, so that a program that ends before has
-    touched nothing.
+    A run into the folder of another replaces its files, name by name. The folder is made when the
+    first file is written, so that a program that ends before has touched nothing.
 
     Args:
         folder: where the files go.
@@ -76,6 +76,8 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--out {self.folder} is a file, expected a folder.")
         parent = next(p for p in [self.folder, *self.folder.absolute().parents] if p.exists())
+        if not parent.is_dir():
+            raise UserError(f"--out {self.folder} is below {parent}, which is a file.")
         if not os.access(parent, os.W_OK):
             raise UserError(f"--out {self.folder} cannot be written to: no right to {parent}.")
 

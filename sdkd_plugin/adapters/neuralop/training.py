@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.utils.data import StackDataset
 
 from sdkd_plugin._checks import check_shape
-from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller, TeacherAnswer
+from sdkd_plugin.distiller import (
+    DistillationTerms,
+    SDKDDistiller,
+    TeacherAnswer,
+    accepted_inputs,
+)
 from sdkd_plugin.taps import TapReader
 
 _LATENT = "teacher."
@@ -18,7 +23,8 @@ class TrainerLoss:
     """A distiller as the ``training_loss`` of a neuraloperator ``Trainer``.
 
     Give the trainer ``model=distiller.student`` and an optimizer of ``distiller.parameters()``.
-    The trainer calls the student and then ``loss(out, **sample)``; the loss is summed over the
+    The trainer moves the student alone: put the distiller on the trainer's device beforehand.
+    It calls the student and then ``loss(out, **sample)``; the loss is summed over the
     batch, as the trainer expects. What it sees is what the data processor made of the sample: with
     normalisers the student, the teacher and the labels are all in normalised units.
 
@@ -72,8 +78,14 @@ class TrainerLoss:
                 if name.startswith(_LATENT)
             }
             answers = [TeacherAnswer(teacher.to(out.device), latents)]
+        # The host gives the student the whole sample; a teacher gets what it takes of it.
+        inputs = {
+            name: value.to(out.device) if isinstance(value, Tensor) else value
+            for teacher_ in self.distiller.teachers
+            for name, value in accepted_inputs(teacher_, sample, named_only=True).items()
+        }
         self.last_terms = self.distiller.terms(
-            out, x, y, mask, latents=self._taps.read(), answers=answers
+            out, x, y, mask, latents=self._taps.read(), answers=answers, **inputs
         )
         return self.last_terms.total * out.shape[0]
 

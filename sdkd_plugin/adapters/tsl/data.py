@@ -55,10 +55,14 @@ def load_traffic(
 def _metr_la(root: Path | None) -> TrafficData:
     try:
         data = MetrLA(root=root)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"METR-LA could not be downloaded by tsl ({error}): give a folder that holds it."
-        ) from error
+    except Exception as error:
+        # Whatever the readers of HDF5, csv and zip files raise for a damaged one.
+        reason = f"{type(error).__name__} {error}".strip()
+        if root is None:
+            raise FileNotFoundError(
+                f"METR-LA could not be downloaded by tsl ({reason}): give a folder that holds it."
+            ) from error
+        raise ValueError(f"{root} cannot be read as METR-LA by tsl: {reason}.") from error
     edge_index, edge_weight = data.get_connectivity(
         threshold=0.1, include_self=False, layout="edge_index"
     )

@@ -111,7 +111,8 @@ class DistillationPredictor(Predictor):
     ) -> "DistillationPredictor":
         """Move the teacher and the transforms along."""
         super()._apply(fn, recurse)
-        for module in (*self.distiller.teachers, self.distiller.loss):
+        distiller = self.distiller
+        for module in (*distiller.teachers, distiller.loss, distiller.aggregation):
             module._apply(fn, recurse)
         return self
 
