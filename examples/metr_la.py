@@ -14,6 +14,7 @@ quarter of the training period and the teacher's answers for all of it.
 
 import argparse
 import copy
+import itertools
 import logging
 import math
 from dataclasses import asdict, dataclass, field
@@ -399,12 +400,14 @@ def report(
         "",
     ]
     for setting in SETTINGS:
-        for name in STUDENTS[1:]:
-            of = {"setting": setting, "model": name}
+        for name, other in itertools.combinations(reversed(STUDENTS), 2):
             change = paired_change(
-                rows, column="mae_average", of=of, against=of | {"model": "student alone"}
+                rows,
+                column="mae_average",
+                of={"setting": setting, "model": name},
+                against={"setting": setting, "model": other},
             )
-            lines.append(f"{setting}: {name} against the student alone: MAE {change}")
+            lines.append(f"- {setting}: {name} against {other}: MAE {change}")
     text = "\n".join(lines) + "\n"
     run.settings(settings)
     run.rows("results.csv", rows)

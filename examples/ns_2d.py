@@ -12,6 +12,7 @@ and where it has labels for a quarter of the inputs and the teacher's answers fo
 
 import argparse
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -379,12 +380,14 @@ def report(
         "",
     ]
     for setting in SETTINGS:
-        for name in STUDENTS[1:]:
-            of = {"setting": setting, "model": name}
+        for name, other in itertools.combinations(reversed(STUDENTS), 2):
             change = paired_change(
-                rows, column="mse", of=of, against=of | {"model": "student alone"}
+                rows,
+                column="mse",
+                of={"setting": setting, "model": name},
+                against={"setting": setting, "model": other},
             )
-            lines.append(f"{setting}: {name} against the student alone: MSE {change}")
+            lines.append(f"- {setting}: {name} against {other}: MSE {change}")
     text = "\n".join(lines) + "\n"
     run.settings(settings)
     run.rows("results.csv", rows)

@@ -71,6 +71,11 @@ def error_spectra(spectra: Spectra, edges: Sequence[float], unit: str) -> Figure
     for name, (frequencies, energy) in spectra.items():
         style = {"color": "black", "linestyle": "--"} if name == "truth" else {}
         axis.semilogy(frequencies, energy, label=name, linewidth=1.4, **style)
+    # The truth may carry nothing at some frequencies; the errors set the scale.
+    lowest = min(
+        energy[energy > 0].min() for name, (_, energy) in spectra.items() if name != "truth"
+    )
+    axis.set_ylim(bottom=lowest / 3)
     for edge in edges:
         axis.axvline(edge, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("frequency (0: mean, 1: highest of the domain)")
