@@ -14,7 +14,6 @@ quarter of the training period and the teacher's answers for all of it.
 
 import argparse
 import copy
-import itertools
 import logging
 import math
 from dataclasses import asdict, dataclass, field
@@ -38,11 +37,12 @@ from sdkd_plugin.data import TrafficData, simulate_traffic
 from sdkd_plugin.report import (
     Run,
     UserError,
+    band_means,
     choose_device,
     command_line_errors,
+    compare,
     format_table,
     milliseconds_a_forecast,
-    paired_change,
     parameter_count,
 )
 from sdkd_plugin.report.figures import band_bars, binned_spectrum, error_spectra, series
@@ -399,15 +399,7 @@ def report(
         format_table(rows, index=["setting", "model"], columns=COLUMNS),
         "",
     ]
-    for setting in SETTINGS:
-        for name, other in itertools.combinations(reversed(STUDENTS), 2):
-            change = paired_change(
-                rows,
-                column="mae_average",
-                of={"setting": setting, "model": name},
-                against={"setting": setting, "model": other},
-            )
-            lines.append(f"- {setting}: {name} against {other}: MAE {change}")
+    lines += compare(rows, STUDENTS, column="mae_average", heading="MAE")
     text = "\n".join(lines) + "\n"
     run.settings(settings)
     run.rows("results.csv", rows)
@@ -430,14 +422,10 @@ def report(
     run.figure(
         "error_spectra.png", error_spectra(spectra, experiment.bands.edges, "(miles an hour)²")
     )
-    models = ["teacher", *STUDENTS]
     for setting in SETTINGS:
-        means = rows[rows.setting == setting].groupby("model")[["band_0", "band_1"]].mean()
-        by_band = {
-            name: {model: float(means[band][model]) for model in models}
-            for name, band in {"low band": "band_0", "high band": "band_1"}.items()
-        }
-        bars = band_bars(by_band, f"MSE, {setting}")
+        bars = band_bars(
+            band_means(rows[rows.setting == setting], ["teacher", *STUDENTS]), f"MSE, {setting}"
+        )
         run.figure(f"band_errors_{setting.replace(' ', '_')}.png", bars)
     print(text)
     print(f"Table, settings, figures and students' weights: {run.folder}")

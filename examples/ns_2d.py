@@ -12,7 +12,6 @@ and where it has labels for a quarter of the inputs and the teacher's answers fo
 
 import argparse
 import copy
-import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -33,11 +32,12 @@ from sdkd_plugin.report import (
     GridScores,
     Run,
     UserError,
+    band_means,
     choose_device,
     command_line_errors,
+    compare,
     format_table,
     milliseconds_a_forecast,
-    paired_change,
     parameter_count,
 )
 from sdkd_plugin.report.figures import band_bars, binned_spectrum, error_spectra, fields
@@ -379,15 +379,7 @@ def report(
         format_table(rows, index=["setting", "model"], columns=COLUMNS),
         "",
     ]
-    for setting in SETTINGS:
-        for name, other in itertools.combinations(reversed(STUDENTS), 2):
-            change = paired_change(
-                rows,
-                column="mse",
-                of={"setting": setting, "model": name},
-                against={"setting": setting, "model": other},
-            )
-            lines.append(f"- {setting}: {name} against {other}: MSE {change}")
+    lines += compare(rows, STUDENTS, column="mse", heading="MSE")
     text = "\n".join(lines) + "\n"
     run.settings(settings)
     run.rows("results.csv", rows)
@@ -418,14 +410,10 @@ def report(
     run.figure(
         "error_spectra.png", error_spectra(spectra, experiment.bands.edges, "vorticity squared")
     )
-    models = ["teacher", *STUDENTS]
     for setting in SETTINGS:
-        means = rows[rows.setting == setting].groupby("model")[["band_0", "band_1"]].mean()
-        errors = {
-            name: {model: float(means[band][model]) for model in models}
-            for name, band in {"low band": "band_0", "high band": "band_1"}.items()
-        }
-        bars = band_bars(errors, f"MSE, {setting}")
+        bars = band_bars(
+            band_means(rows[rows.setting == setting], ["teacher", *STUDENTS]), f"MSE, {setting}"
+        )
         run.figure(f"band_errors_{setting.replace(' ', '_')}.png", bars)
     print(text)
     print(f"Table, settings, figures and students' weights: {run.folder}")

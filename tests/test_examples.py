@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -126,6 +127,12 @@ def test_traffic_from_data_to_pictures(source, tmp_path, monkeypatch, capsys):
         (["metr_la.py", "--data", "empty"], "empty holds no known traffic data. Looked for"),
         (["metr_la.py", "--data", "cut"], "los_speed.csv"),
         (["metr_la.py", "--out", "small.npy"], "--out small.npy is a file, expected a folder"),
+        (["metr_la.py", "--out", "small.npy/run"], "is below small.npy, which is a file"),
+        (["metr_la.py", "--data", "short"], "short does not say when its readings were taken"),
+        (
+            ["metr_la.py", "--data", "short", "--start", "2024-01-08"],
+            "there are 40 time steps, expected at least",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
@@ -134,6 +141,9 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/los_speed.csv").write_text("1,2\n60,61\n")
     (tmp_path / "cut/los_adj.csv").write_text("1,0\n0,1\n")
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/a_speed.csv").write_text("1,2\n" + "60,61\n" * 40)
+    (tmp_path / "short/a_adj.csv").write_text("1,0.5\n0.5,1\n")
     before = sorted(tmp_path.rglob("*"))
     command = [sys.executable, str(EXAMPLES / arguments[0]), *arguments[1:]]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -161,3 +171,28 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path):
     assert b"interrupted; no half-written file is left" in rest
     assert b"Traceback" not in rest
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_ctrl_c_in_training_is_not_swallowed(tmp_path):
+    rng = np.random.default_rng(0)
+    speed = pd.DataFrame(60 - rng.gamma(2, 3, size=(500, 6)), columns=list("abcdef"))
+    speed.to_csv(tmp_path / "my_speed.csv", index=False)
+    ring = pd.DataFrame(np.roll(np.eye(6), 1, axis=1))
+    ring.to_csv(tmp_path / "my_adj.csv", index=False, header=False)
+    command = [sys.executable, "-u", str(EXAMPLES / "metr_la.py"), "--data", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--start", "2024-01-08", "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    shown = b""
+    while b"Training the teacher." not in shown:
+        shown += process.stdout.read(1)
+        assert process.poll() is None, shown
+    time.sleep(3)  # the teacher takes longer
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].endswith(b"interrupted; no half-written file is left.")
+    assert not (tmp_path / "run").exists()

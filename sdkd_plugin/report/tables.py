@@ -1,5 +1,6 @@
 """Tables of results: means and deviations over seeds, as markdown, and paired comparisons."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,6 +99,45 @@ def paired_change(
         )
     p_value = float(scipy.stats.ttest_rel(mine, other).pvalue) if len(mine) >= 3 else math.nan
     return Change(float(mine.mean() / other.mean() - 1), p_value)
+
+
+def compare(rows: pd.DataFrame, models: Sequence[str], *, column: str, heading: str) -> list[str]:
+    """A line for each setting and pair of models: the later one against the earlier.
+
+    Args:
+        rows: one row a setting, model and seed.
+        models: in the order of the table.
+        column: what to compare.
+        heading: how the column is called.
+
+    Raises:
+        ValueError: as `paired_change`.
+    """
+    lines = []
+    for setting in rows.setting.unique():
+        for of, against in itertools.combinations(reversed(models), 2):
+            change = paired_change(
+                rows,
+                column=column,
+                of={"setting": setting, "model": of},
+                against={"setting": setting, "model": against},
+            )
+            lines.append(f"- {setting}: {of} against {against}: {heading} {change}")
+    return lines
+
+
+def band_means(rows: pd.DataFrame, models: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean error of each model in the low and the high band, for `figures.band_bars`.
+
+    Args:
+        rows: one row a model and seed, with the columns ``band_0`` and ``band_1``.
+        models: in the order of the picture.
+    """
+    means = rows.groupby("model")[["band_0", "band_1"]].mean()
+    return {
+        name: {model: float(means[band][model]) for model in models}
+        for name, band in {"low band": "band_0", "high band": "band_1"}.items()
+    }
 
 
 def _line(cells: Sequence[str]) -> str:
