@@ -55,7 +55,7 @@ def check_run(folder: Path, error: str, n_rows: int) -> pd.DataFrame:
     return rows
 
 
-def test_navier_stokes_from_data_to_pictures(tmp_path, monkeypatch, capsys):
+def test_navier_stokes_from_data_to_pictures(device, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SDKD_CACHE", str(tmp_path / "cache"))
     example = load("ns_2d")
     small = dataclasses.replace(
@@ -71,7 +71,7 @@ def test_navier_stokes_from_data_to_pictures(tmp_path, monkeypatch, capsys):
         teacher_steps=8,
         student_steps=8,
     )
-    example.run_experiment(small, options(tmp_path / "run", seeds=2))
+    example.run_experiment(small, options(tmp_path / "run", seeds=2, device=device.type))
     rows = check_run(tmp_path / "run", "mse", n_rows=2 * (2 + 2 * 3))
     torch.testing.assert_close(
         torch.tensor((rows.band_0 + rows.band_1).to_numpy()), torch.tensor(rows.mse.to_numpy())
@@ -83,11 +83,11 @@ def test_navier_stokes_from_data_to_pictures(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("source", ["simulated", "csv pair"])
-def test_traffic_from_data_to_pictures(source, tmp_path, monkeypatch, capsys):
+def test_traffic_from_data_to_pictures(source, device, tmp_path, monkeypatch, capsys):
     example = load("metr_la")
     traffic = simulate_traffic(n_sensors=12, days=2, seed=1, progress=False)
     monkeypatch.setattr(example, "simulate_traffic", lambda seed: traffic)
-    given = {}
+    given = {"device": device.type}
     if source == "csv pair":
         ids = traffic.node_ids
         speed = pd.DataFrame(traffic.filled().numpy()[:400], columns=list(ids))
@@ -95,7 +95,7 @@ def test_traffic_from_data_to_pictures(source, tmp_path, monkeypatch, capsys):
         adjacency = np.zeros((12, 12))
         adjacency[tuple(traffic.edge_index.numpy())] = traffic.edge_weight.numpy()
         pd.DataFrame(adjacency).to_csv(tmp_path / "my_adj.csv", index=False, header=False)
-        given = {"data": str(tmp_path), "start": "2024-01-08"}
+        given |= {"data": str(tmp_path), "start": "2024-01-08"}
     small = dataclasses.replace(
         example.PRESETS["quick"],
         teacher_steps=4,

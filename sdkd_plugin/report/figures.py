@@ -144,6 +144,7 @@ def series(
             axis.plot(hours, values[i], linewidth=1.1, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_ylabel(unit)
-    axes[-1].set_xlabel("hour")
-    axes[0].legend(fontsize=8, ncols=1 + len(forecasts), loc="lower left")
+    axes[-1].set_xlabel("hours")
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=8, ncols=len(names), loc="outside upper center")
     return figure
