@@ -127,8 +127,8 @@ def test_traffic_from_data_to_pictures(source, device, tmp_path, monkeypatch, ca
         (["metr_la.py", "--data", "empty"], "empty holds no known traffic data. Looked for"),
         (["metr_la.py", "--data", "cut"], "los_speed.csv"),
         (["metr_la.py", "--out", "small.npy"], "--out small.npy is a file, expected a folder"),
-        (["metr_la.py", "--out", "small.npy/run"], "is below small.npy, which is a file"),
-        (["metr_la.py", "--data", "short"], "short does not say when its readings were taken"),
+        (["metr_la.py", "--out", "small.npy/run"], "--out small.npy/run is below"),
+        (["metr_la.py", "--data", "short"], "a_speed.csv does not say when its readings"),
         (
             ["metr_la.py", "--data", "short", "--start", "2024-01-08"],
             "there are 40 time steps, expected at least",
