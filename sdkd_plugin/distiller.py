@@ -130,8 +130,11 @@ class SDKDDistiller(nn.Module):
         check_positive("kd_weight", kd_weight, allow_zero=True)
         if not callable(task_loss):
             check_choice("task_loss", task_loss, TASK_LOSSES)
-        one = isinstance(teacher, nn.Module) and not isinstance(teacher, nn.ModuleList)
-        teachers: tuple[nn.Module, ...] = (teacher,) if one else tuple(teacher)  # type: ignore[assignment,arg-type]
+        teachers: tuple[nn.Module, ...]
+        if isinstance(teacher, nn.ModuleList) or not isinstance(teacher, nn.Module):
+            teachers = tuple(teacher)
+        else:
+            teachers = (teacher,)
         if not teachers:
             raise ValueError("`teacher` is an empty sequence, expected at least one teacher.")
         for each in teachers:

@@ -18,6 +18,7 @@ from sdkd_plugin import (
     TeacherAnswer,
     frequency_aligned_loss,
 )
+from sdkd_plugin.losses.task import TASK_LOSSES, observed_mean
 
 GRID = (8, 9)
 BANDS = Bands.split(0.3)
@@ -774,7 +775,22 @@ def test_a_step_refuses_a_graph_with_a_weight_that_is_not_a_number(
         distiller.step(x, y, **graph)
 
 
+def test_a_module_list_is_several_teachers():
+    teachers = nn.ModuleList([teacher_net(), nn.Conv2d(2, 3, 1)])
+    terms = make(teacher=teachers).step(X, Y)
+    assert terms.teacher_weights.tolist() == [0.5, 0.5]
+
+
+def test_a_masked_task_in_half_precision_does_not_overflow():
+    forecast = torch.ones(4, 10, 64, 64, dtype=torch.float16)
+    observed = torch.ones_like(forecast, dtype=torch.bool)
+    y = torch.zeros_like(forecast)
+    assert observed_mean(TASK_LOSSES["mse"], forecast, y, observed) == 1
+
+
 def test_a_step_refuses_to_learn_from_nothing():
+    with pytest.raises(ValueError, match="`mask` is False everywhere and kd_weight is 0"):
+        make(kd_weight=0.0).step(X, Y, torch.zeros_like(SEEN))
     with pytest.raises(ValueError, match="`y` is None and kd_weight is 0"):
         make(kd_weight=0.0).step(X)
 

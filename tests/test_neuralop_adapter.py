@@ -166,6 +166,23 @@ def test_latents_are_distilled_through_the_trainer():
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
+class Scaled(nn.Module):
+    """A teacher that reads more of the sample than x."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return scale.reshape(-1, 1, 1, 1) * x.sum(1, keepdim=True).expand(-1, 3, -1, -1)
+
+
+def test_a_teacher_gets_what_it_takes_of_the_sample():
+    x, y = fields(4)
+    student = make("sdkd_unet")
+    loss = TrainerLoss(SDKDDistiller(Scaled(), student, GridTransform((8, 8))))
+    out, scale = student(x), torch.arange(4.0)
+    loss(out, x=x, y=y, scale=scale, other=1)
+    difference = out - Scaled()(x, scale)
+    torch.testing.assert_close(loss.last_terms.frequency.sum(), difference.square().mean().detach())
+
+
 def test_mixed_precision():
     x, y = fields()
     student = make("sdkd_unet")
