@@ -150,9 +150,10 @@ def _domains(
             f"the student's tap {pair.student!r} has shape {tuple(mine.shape)} and the teacher's "
             f"{pair.teacher!r} {tuple(theirs.shape)}, which do not both lie on the domain: {error}"
         ) from error
-    if sizes[0] == sizes[1] or not isinstance(first, GridTransform):
-        return first, second, first
-    return first, second, shared_grid(first, second)  # type: ignore[arg-type]
+    # Only grids have several sizes: a graph's `resized` has refused another by now.
+    if isinstance(first, GridTransform) and isinstance(second, GridTransform):
+        return first, second, first if sizes[0] == sizes[1] else shared_grid(first, second)
+    return first, second, first
 
 
 def _restrict(x: Tensor, source: AbstractTransform, target: AbstractTransform) -> Tensor:

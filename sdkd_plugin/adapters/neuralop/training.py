@@ -81,8 +81,8 @@ class TrainerLoss:
         # The host gives the student the whole sample; a teacher gets what it takes of it.
         inputs = {
             name: value.to(out.device) if isinstance(value, Tensor) else value
-            for teacher_ in self.distiller.teachers
-            for name, value in accepted_inputs(teacher_, sample, named_only=True).items()
+            for model in self.distiller.teachers
+            for name, value in accepted_inputs(model, sample, named_only=True).items()
         }
         self.last_terms = self.distiller.terms(
             out, x, y, mask, latents=self._taps.read(), answers=answers, **inputs
