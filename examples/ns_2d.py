@@ -278,7 +278,7 @@ def lesson(
         copy.deepcopy(experiment.transform),  # the distiller moves its own to the device
         experiment.bands,
         # SDKD's own default gives the high band twice the weight of the low one.
-        weighting=(1.0, 1.0) if plain else None,
+        weighting=(1.0, 1.0) if plain else "fixed",
         kd_weight=preset.kd_weight,
         latents=() if plain else (LatentPair("latent", "latent", preset.latent_weight),),
         example={"x": seen[:1]},

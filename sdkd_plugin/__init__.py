@@ -5,7 +5,9 @@ works behind neuraloperator and torch-spatiotemporal is in `sdkd_plugin.adapters
 """
 
 from sdkd_plugin._version import __version__
-from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller, TeacherAnswer
+from sdkd_plugin.answers import TeacherAnswer
+from sdkd_plugin.augmentation import GaussianNoise, Mixup
+from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
 from sdkd_plugin.latents import LatentPair
 from sdkd_plugin.losses import (
     AdaptiveWeighting,
@@ -18,22 +20,26 @@ from sdkd_plugin.losses import (
     RelativeWeighting,
     frequency_aligned_loss,
 )
+from sdkd_plugin.resolution import AtResolution
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
 from sdkd_plugin.taps import TapReader
 
 __all__ = [
     "AEKDAggregation",
     "AdaptiveWeighting",
+    "AtResolution",
     "Bands",
     "CAMKDAggregation",
     "ConfidenceWeighting",
     "DistillationTerms",
     "FixedWeighting",
     "FrequencyAlignedLoss",
+    "GaussianNoise",
     "GraphTransform",
     "GridTransform",
     "LatentPair",
     "MeanAggregation",
+    "Mixup",
     "RelativeWeighting",
     "SDKDDistiller",
     "Spectrum",

@@ -1,20 +1,27 @@
 """One training step of distillation: who forecasts, what is compared, and the sum of it.
 
-Here live `SDKDDistiller` and what it takes and gives. Optimisers, epochs and data are the hosts';
-what is compared between latents is in `latents`.
+Here live `SDKDDistiller` and what it gives. Optimisers, epochs and data are the hosts'; asking the
+models is in `answers`, what is compared between latents in `latents`.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_finite, check_mask, check_positive, check_shape
+from sdkd_plugin.answers import (
+    TeacherAnswer,
+    accepted_inputs,
+    ask,
+    check_answers,
+    forward_parameters,
+)
+from sdkd_plugin.augmentation import Augmentation, AugmentationName, augment, make_augmentation
 from sdkd_plugin.latents import LatentLosses, LatentPair
 from sdkd_plugin.losses import (
     AbstractAggregation,
@@ -23,20 +30,14 @@ from sdkd_plugin.losses import (
     FrequencyAlignedLoss,
     FrequencyTerms,
     TeacherEvidence,
+    WeightingName,
     make_aggregation,
     teacher_gradients,
     weighted_target,
 )
+from sdkd_plugin.losses.bound import bounded_samples
 from sdkd_plugin.losses.task import TASK_LOSSES, TaskLoss, observed_mean
 from sdkd_plugin.spectral import AbstractTransform, Bands
-from sdkd_plugin.taps import TapReader
-
-
-class TeacherAnswer(NamedTuple):
-    """What a teacher says of a batch: its forecast, and the latents of the tapped places."""
-
-    forecast: Tensor
-    latents: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class SDKDDistiller(nn.Module):
     Formula: ``total = task + kd_weight * (<d, g(L) d> + sum_p weight_p latent_p)`` with
     d = student's forecast - teacher's, g the weighted band masks and L the domain's Laplacian.
     Of several teachers the weighted mean forecast is taken, which to this quadratic form is as
-    good as the weighted sum of their losses.
+    good as the weighted sum of their losses. On a grid a teacher may forecast at another resolution
+    than the student: what counts are the frequencies that both have, and a teacher that reads at
+    one resolution only is given as `AtResolution`.
 
     The distiller owns its teachers: they are in eval mode, without gradients, and moved along with
     the distiller, but not in ``parameters()``, ``state_dict()`` or ``train()``. Optimise
@@ -81,13 +84,21 @@ class SDKDDistiller(nn.Module):
         transform: the domain of the forecasts.
         bands: how its frequencies group; two bands below and from a quarter of the highest
             frequency by default.
-        weighting: what each band counts for; a sequence of numbers is fixed, from low to high. By
+        weighting: what each band counts for: ``fixed``, ``relative``, ``adaptive``,
+            ``confidence``, or a module; a sequence of numbers is fixed, from low to high. By
             default the lowest band counts 1 and the others 2: the paper's form with an alpha of
             1/2, our own choice. All 1 is plain MSE distillation.
         kd_weight: what the teacher counts for against the labels; 0 never asks the teacher.
         task_loss: ``mse``, ``mae``, or a function of forecast and labels that returns the loss of
             each element.
         aggregation: of several teachers: ``mean`` (AVER-MKD), ``aekd``, ``camkd``, or a module.
+        teacher_bound: where a number, a labelled sample's forecast follows the teacher only while
+            the student is worse than it by more than minus this margin: the squared error against
+            the label, a mean over the sample, plus the margin exceeds the teacher's. Unlabelled
+            samples always follow. Latents have no labels and are not bounded.
+        augmentation: of the inputs, for function matching in `step`: ``mixup``, ``noise``, or a
+            function of ``x`` that keeps its shape. Teacher and student see the same augmented
+            input; the labels are compared with a second forecast, of the input as it is.
         latents: pairs of taps to distil; needs ``example``.
         example: inputs ``{"x": ..., **inputs}`` of any batch size, to learn the shapes of the
             latents from.
@@ -108,7 +119,9 @@ class SDKDDistiller(nn.Module):
         >>> terms.frequency.shape
         torch.Size([2])
 
-    Source: arXiv 2507.02939.
+    Source: arXiv 2507.02939; ``teacher_bound``: Chen et al. 2017, "Learning efficient object
+    detection models with knowledge distillation", eq. 4, with a sample in place of a box;
+    ``augmentation``: Beyer et al. 2022, arXiv 2106.05237.
     """
 
     def __init__(
@@ -118,16 +131,20 @@ class SDKDDistiller(nn.Module):
         transform: AbstractTransform,
         bands: Bands | None = None,
         *,
-        weighting: AbstractWeighting | Sequence[float] | None = None,
+        weighting: WeightingName | AbstractWeighting | Sequence[float] = "fixed",
         kd_weight: float = 1.0,
         task_loss: Literal["mse", "mae"] | TaskLoss = "mse",
         aggregation: AggregationName | AbstractAggregation = "mean",
+        teacher_bound: float | None = None,
+        augmentation: AugmentationName | Augmentation | None = None,
         latents: Sequence[LatentPair] = (),
         example: Mapping[str, Any] | None = None,
         check_finite: bool = True,
     ) -> None:
         super().__init__()
         check_positive("kd_weight", kd_weight, allow_zero=True)
+        if teacher_bound is not None:
+            check_positive("teacher_bound", teacher_bound, allow_zero=True)
         if not callable(task_loss):
             check_choice("task_loss", task_loss, TASK_LOSSES)
         teachers: tuple[nn.Module, ...]
@@ -147,9 +164,7 @@ class SDKDDistiller(nn.Module):
         # In a tuple, where nn.Module does not look: teachers are nobody's parameters or state.
         self._teachers: tuple[nn.Module, ...] = teachers
         self.student = student
-        bands = bands or Bands.split(0.25)
-        weighting = (1.0, *[2.0] * (bands.n_bands - 1)) if weighting is None else weighting
-        self.loss = FrequencyAlignedLoss(transform, bands, weighting)
+        self.loss = FrequencyAlignedLoss(transform, bands or Bands.split(0.25), weighting)
         self.aggregation: AbstractAggregation = (
             aggregation
             if isinstance(aggregation, AbstractAggregation)
@@ -158,6 +173,8 @@ class SDKDDistiller(nn.Module):
         self.aggregation.check(len(teachers))
         self.kd_weight = kd_weight
         self.task_loss = task_loss if callable(task_loss) else TASK_LOSSES[task_loss]
+        self.teacher_bound = teacher_bound
+        self.augmentation = None if augmentation is None else make_augmentation(augmentation)
         self.check_finite = check_finite
         self.latents = tuple(latents)
         self.latent_losses = self._fit_latents(example) if latents else None
@@ -175,7 +192,7 @@ class SDKDDistiller(nn.Module):
         self.student.eval()
         with torch.no_grad():
             answers = self.teach(x, **inputs)
-            _, latents = self._run(self.student, x, inputs, self.student_taps)
+            latents = ask(self.student, x, inputs, self.student_taps).latents
         for module, training in modes.items():
             module.training = training
         of_teachers = [answer.latents for answer in answers]
@@ -223,8 +240,7 @@ class SDKDDistiller(nn.Module):
         with torch.no_grad():
             for i, teacher in enumerate(self._teachers):
                 teacher.eval()
-                forecast, latents = self._run(teacher, x, inputs, self.teacher_taps(i))
-                answers.append(TeacherAnswer(forecast, latents))
+                answers.append(ask(teacher, x, inputs, self.teacher_taps(i)))
         return tuple(answers)
 
     def step(
@@ -260,8 +276,18 @@ class SDKDDistiller(nn.Module):
         """
         # Before the student forecasts, lest a NaN enter its running statistics.
         self._check_batch(x, y, mask, inputs)
-        forecast, latents = self._run(self.student, x, inputs, self.student_taps)
-        return self._compare(forecast, x, y, mask, None, latents, answers, inputs)
+        task = None
+        if self.augmentation is not None and self.kd_weight > 0:
+            if answers is not None:
+                raise ValueError(
+                    "`answers` is given with an `augmentation`: nobody has asked the teacher about "
+                    "the augmented inputs yet; leave one of them out."
+                )
+            if y is not None:
+                task = observed_mean(self.task_loss, self(x, **inputs), y, mask)
+            x, y, mask = augment(self.augmentation, x, finite=self.check_finite), None, None
+        forecast, latents = ask(self.student, x, inputs, self.student_taps)
+        return self._compare(forecast, x, y, mask, task, latents, answers, inputs)
 
     def terms(
         self,
@@ -282,8 +308,8 @@ class SDKDDistiller(nn.Module):
             x: as `step`; read by a teacher that has not answered yet.
             y: as `step`.
             mask: as `step`.
-            task: the task term, where a host has computed it from its own labels; then neither
-                ``y`` nor ``mask`` is given.
+            task: the task term, where a host has computed it from its own labels; then ``y`` and
+                ``mask`` only tell how good a teacher is, to what asks for that.
             latents: the student's activations by tap, as a `TapReader` reads them.
             answers: as `step`.
             **inputs: as `step`.
@@ -291,8 +317,6 @@ class SDKDDistiller(nn.Module):
         Raises:
             ValueError: as `step`, and if latents are distilled but not given.
         """
-        if task is not None and y is not None:
-            raise ValueError("`task` and `y` are both given, expected one of them.")
         self._check_batch(x, y, mask, inputs)
         return self._compare(forecast, x, y, mask, task, latents or {}, answers, inputs)
 
@@ -307,7 +331,7 @@ class SDKDDistiller(nn.Module):
         if unknown := inputs.keys() - {n for m in models for n in accepted_inputs(m, inputs)}:
             raise ValueError(
                 f"the inputs {sorted(unknown)} are accepted by neither student nor teacher; "
-                f"the student takes {_parameters(self.student)}."
+                f"the student takes {forward_parameters(self.student)}."
             )
         if mask is not None:
             if y is None:
@@ -333,7 +357,7 @@ class SDKDDistiller(nn.Module):
         answers: Sequence[TeacherAnswer] | None,
         inputs: Mapping[str, Any],
     ) -> DistillationTerms:
-        if y is not None:
+        if task is None and y is not None:
             if self.kd_weight == 0 and mask is not None and not bool(mask.any()):
                 raise ValueError("`mask` is False everywhere and kd_weight is 0: nothing to learn.")
             task = observed_mean(self.task_loss, forecast, y, mask)
@@ -343,8 +367,13 @@ class SDKDDistiller(nn.Module):
             task = forecast.new_zeros(())
         if self.kd_weight == 0:
             return DistillationTerms(task, task.detach(), None, {}, None, None)
-        answers = self.teach(x, **inputs) if answers is None else answers
-        self._check_answers(forecast, answers)
+        answers = check_answers(
+            self.teach(x, **inputs) if answers is None else answers,
+            self._teachers,
+            forecast,
+            self.loss.transform,
+            finite=self.check_finite,
+        )
         kd, teacher_weights = self._distil(forecast, answers, y, mask)
         total = kd.total
         features: dict[str, Tensor] = {}
@@ -362,25 +391,6 @@ class SDKDDistiller(nn.Module):
             teacher_weights=teacher_weights,
         )
 
-    def _check_answers(self, forecast: Tensor, answers: Sequence[TeacherAnswer]) -> None:
-        if len(answers) != len(self._teachers):
-            raise ValueError(
-                f"`answers` has {len(answers)} answers, expected {len(self._teachers)}: one for "
-                "each teacher."
-            )
-        for i, (teacher, answer) in enumerate(zip(self._teachers, answers, strict=True)):
-            name = f"teacher {i} ({type(teacher).__name__})"
-            check_shape(
-                f"forecast of {name}",
-                answer.forecast.shape,
-                forecast.shape,
-                "the student's forecast",
-            )
-            if self.check_finite:
-                check_finite(f"forecast of {name}", answer.forecast)
-                for tap, latent in answer.latents.items():
-                    check_finite(f"latent {tap!r} of {name}", latent)
-
     def _distil(
         self,
         forecast: Tensor,
@@ -390,9 +400,10 @@ class SDKDDistiller(nn.Module):
     ) -> tuple[FrequencyTerms, Tensor]:
         """The frequency-aligned loss to what the teachers say together, and their weights."""
         if len(answers) == 1:
-            target = answers[0].forecast.detach()
-            return self.loss.terms(forecast, target, y, mask), target.new_ones(1)
-        teachers = torch.stack([answer.forecast.detach() for answer in answers])
+            target = answers[0].forecast
+            counts = self._counts(forecast, target, y, mask)
+            return self.loss.terms(forecast, target, y, mask, counts=counts), target.new_ones(1)
+        teachers = torch.stack([answer.forecast for answer in answers])
         gradients = band_weights = None
         if self.aggregation.needs_gradients:
             # The bands' weights are settled first: a weighting may keep averages of what it sees.
@@ -403,41 +414,20 @@ class SDKDDistiller(nn.Module):
             gradients = teacher_gradients(loss, forecast, teachers)
         weights = self.aggregation(TeacherEvidence(teachers, gradients, y, mask))
         target = weighted_target(teachers, weights)
-        terms = self.loss.terms(forecast, target, y, mask, weights=band_weights)
+        counts = self._counts(forecast, target, y, mask)
+        terms = self.loss.terms(forecast, target, y, mask, weights=band_weights, counts=counts)
         return terms, weights if weights.ndim == 1 else weights.mean(0)
 
-    @staticmethod
-    def _run(
-        model: nn.Module, x: Tensor, inputs: Mapping[str, Any], taps: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        with TapReader(model, taps) as reader:
-            forecast = model(x, **accepted_inputs(model, inputs))
-        return forecast, reader.read()
+    def _counts(
+        self, forecast: Tensor, target: Tensor, y: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
+        """What each sample's forecast counts for: 0 where it is better than the teacher's."""
+        if self.teacher_bound is None or y is None:
+            return None
+        check_shape("y", y.shape, forecast.shape, "the student's forecast")
+        return bounded_samples(forecast, target, y, self.teacher_bound, mask)
 
 
 def _state_ids(model: nn.Module) -> set[int]:
     """Identities of a model's parameters and buffers."""
     return {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-
-
-def _parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters of a model's forward, without its first."""
-    return list(inspect.signature(model.forward).parameters)[1:]
-
-
-def accepted_inputs(
-    model: nn.Module, inputs: Mapping[str, Any], *, named_only: bool = False
-) -> dict[str, Any]:
-    """Those of the named inputs that a model's forward takes, by name or in its ``**kwargs``.
-
-    With ``named_only`` what a model would take into its ``**kwargs`` is left out.
-
-    Example:
-        >>> accepted_inputs(nn.Bilinear(2, 2, 1), {"input2": 1, "edge_index": 2})
-        {'input2': 1}
-    """
-    parameters = inspect.signature(model.forward).parameters.values()
-    if not named_only and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return dict(inputs)
-    names = {p.name for p in parameters}
-    return {name: value for name, value in inputs.items() if name in names}

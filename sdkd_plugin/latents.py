@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_positive
-from sdkd_plugin.losses import AbstractWeighting, ChannelProjector
+from sdkd_plugin.losses import AbstractWeighting, ChannelProjector, WeightingName
 from sdkd_plugin.losses.features import FeatureLossName, make_feature_loss
 from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
 from sdkd_plugin.spectral.crop import crop_frequencies, shared_grid
@@ -40,7 +40,7 @@ class LatentPair:
     weight: float = 1.0
     loss: FeatureLossName = "frequency"
     bands: Bands | None = None
-    weighting: AbstractWeighting | Sequence[float] | None = None
+    weighting: WeightingName | AbstractWeighting | Sequence[float] | None = None
     of: int | None = None
 
     def __post_init__(self) -> None:

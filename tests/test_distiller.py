@@ -795,10 +795,14 @@ def test_a_step_refuses_to_learn_from_nothing():
         make(kd_weight=0.0).step(X)
 
 
-def test_terms_refuses_two_task_terms():
-    distiller = make()
-    with pytest.raises(ValueError, match="`task` and `y` are both given, expected one of them"):
-        distiller.terms(distiller(X), X, Y, task=torch.zeros(()))
+def test_a_hosts_task_term_stands_beside_labels_that_judge_teachers():
+    teachers = [teacher_net(), nn.Conv2d(2, 3, 1)]
+    distiller = make(teacher=teachers, aggregation="camkd")
+    task = torch.tensor(7.0)
+    terms = distiller.terms(distiller(X), X, Y, task=task)
+    assert terms.task == task
+    torch.testing.assert_close(terms.teacher_weights, distiller.step(X, Y).teacher_weights)
+    assert terms.teacher_weights[0] != terms.teacher_weights[1]
 
 
 def test_a_step_refuses_a_teacher_that_forecasts_another_shape():

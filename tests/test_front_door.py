@@ -13,6 +13,7 @@ import sdkd_plugin
 PUBLIC = [
     "AEKDAggregation",
     "AdaptiveWeighting",
+    "AtResolution",
     "Bands",
     "CAMKDAggregation",
     "ConfidenceWeighting",
@@ -27,6 +28,8 @@ PUBLIC = [
     "SDKDDistiller",
     "Spectrum",
     "TapReader",
+    "GaussianNoise",
+    "Mixup",
     "TeacherAnswer",
     "__version__",
     "frequency_aligned_loss",

@@ -11,6 +11,7 @@ from sdkd_plugin.losses.aggregation import (
     teacher_gradients,
     weighted_target,
 )
+from sdkd_plugin.losses.band_errors import band_errors
 from sdkd_plugin.losses.features import (
     AbstractFeatureLoss,
     FeatureLossName,
@@ -22,7 +23,6 @@ from sdkd_plugin.losses.features import (
 from sdkd_plugin.losses.frequency import (
     FrequencyAlignedLoss,
     FrequencyTerms,
-    band_errors,
     frequency_aligned_loss,
 )
 from sdkd_plugin.losses.measured_weighting import AdaptiveWeighting, ConfidenceWeighting
@@ -33,6 +33,7 @@ from sdkd_plugin.losses.weighting import (
     FixedWeighting,
     RelativeWeighting,
 )
+from sdkd_plugin.losses.weightings import WeightingName, make_weighting
 
 __all__ = [
     "AEKDAggregation",
@@ -52,6 +53,7 @@ __all__ = [
     "MeanAggregation",
     "RelativeWeighting",
     "TeacherEvidence",
+    "WeightingName",
     "attention_loss",
     "band_errors",
     "boundary_loss",
@@ -59,6 +61,7 @@ __all__ = [
     "frequency_aligned_loss",
     "make_aggregation",
     "make_feature_loss",
+    "make_weighting",
     "teacher_gradients",
     "weighted_target",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_shape
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss
 from sdkd_plugin.losses.weighting import AbstractWeighting
+from sdkd_plugin.losses.weightings import WeightingName
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.spectral.transform import working_dtype
 
@@ -338,7 +339,7 @@ def make_feature_loss(
     *,
     channels: int,
     bands: Bands | None = None,
-    weighting: AbstractWeighting | Sequence[float] | None = None,
+    weighting: WeightingName | AbstractWeighting | Sequence[float] | None = None,
 ) -> AbstractFeatureLoss:
     """The feature loss of a name, for latents on a domain.
 

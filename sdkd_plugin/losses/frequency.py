@@ -1,91 +1,20 @@
 """The frequency-aligned loss: how far a student is from its teacher, band by band.
 
-Here live the loss as a function and as a module. What each band counts for is in `weighting`;
-the quadratic form and its gradient are in `sdkd_plugin.spectral.basis`.
+Here live the loss as a function and as a module. The errors of the bands are in `band_errors`, what
+each band counts for in `weighting`, the quadratic form and its gradient in
+`sdkd_plugin.spectral.basis`.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_shape
+from sdkd_plugin.losses.band_errors import band_errors, observed_band_errors
 from sdkd_plugin.losses.weighting import AbstractWeighting, BandEvidence, FixedWeighting
+from sdkd_plugin.losses.weightings import WeightingName, make_weighting
 from sdkd_plugin.spectral import AbstractTransform, Bands
-
-
-def band_errors(
-    student: Float[Tensor, "batch ..."],
-    teacher: Float[Tensor, "batch ..."],
-    transform: AbstractTransform,
-    bands: Bands,
-) -> Float[Tensor, "batch n_bands"]:
-    """Mean squared difference of two fields in each band; over the bands it sums to their MSE.
-
-    Formula: ``e[b, i] = <d, g_i(L) d> / (elements of a sample)``, d = student - teacher and g_i
-    the power weights of band i. One transform of the difference; the gradient is one inverse.
-
-    Args:
-        student: forecast or latent, on the transform's domain, the first axis the batch.
-        teacher: of the same shape.
-        transform: the domain.
-        bands: the partition.
-
-    Returns:
-        float32, or float64 where either field is; differentiable once in both fields.
-
-    Raises:
-        ValueError: if the shapes differ or do not lie on the domain.
-
-    Example:
-        >>> from sdkd_plugin import GridTransform
-        >>> student, teacher = torch.randn(2, 4, 3, 8, 8)
-        >>> errors = band_errors(student, teacher, GridTransform((8, 8)), Bands.split(0.25))
-        >>> mse = torch.nn.functional.mse_loss(student, teacher)
-        >>> torch.allclose(errors.sum(1).mean(), mse)
-        True
-
-    Source: arXiv 2507.02939, section 3.3; as a quadratic form in the Laplacian, our own.
-    """
-    check_shape("student", student.shape, teacher.shape, "the teacher's shape")
-    # The difference of two half-precision fields has few digits left unless taken in float32.
-    dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
-    energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
-    return energy / student[0].numel()
-
-
-def observed_band_errors(
-    teacher: Float[Tensor, "batch ..."],
-    y: Float[Tensor, "batch ..."],
-    transform: AbstractTransform,
-    bands: Bands,
-    mask: Bool[Tensor, "..."] | None = None,
-) -> Float[Tensor, " n_bands"]:
-    """Mean squared error of a forecast in each band against labels, some of which may be missing.
-
-    Where labels are missing, the error is taken to be 0 and that of the others scaled up to the
-    whole field. For labels missing at random this is right in total, but it carries errors from
-    where they belong to all frequencies alike.
-
-    Args:
-        teacher: the forecast.
-        y: labels; anything where they are masked out.
-        transform: the domain.
-        bands: the partition.
-        mask: True where observed; of as many axes as ``y``, each of its size or 1.
-
-    Returns:
-        means over the batch; NaN where nothing is observed.
-
-    Raises:
-        ValueError: as `band_errors`.
-    """
-    if mask is None:
-        return band_errors(teacher, y, transform, bands).mean(0)
-    observed = torch.where(mask, y, teacher)
-    return band_errors(teacher, observed, transform, bands).mean(0) / mask.float().mean()
 
 
 def frequency_aligned_loss(
@@ -146,10 +75,11 @@ class FrequencyAlignedLoss(nn.Module):
     Args:
         transform: the domain of the fields.
         bands: how its frequencies group.
-        weighting: what each band counts for; a sequence of numbers is a `FixedWeighting`.
+        weighting: what each band counts for: a name, numbers or a weighting, as `make_weighting`
+            takes them.
 
     Raises:
-        ValueError: if the weighting does not fit the bands.
+        ValueError: if the weighting is unknown or does not fit the bands.
 
     Example:
         >>> from sdkd_plugin import GridTransform
@@ -163,15 +93,12 @@ class FrequencyAlignedLoss(nn.Module):
         self,
         transform: AbstractTransform,
         bands: Bands,
-        weighting: AbstractWeighting | Sequence[float],
+        weighting: WeightingName | AbstractWeighting | Sequence[float],
     ) -> None:
         super().__init__()
         self.transform = transform
         self.bands = bands
-        self.weighting: AbstractWeighting = (
-            weighting if isinstance(weighting, AbstractWeighting) else FixedWeighting(weighting)
-        )
-        self.weighting.check(bands.n_bands)
+        self.weighting = make_weighting(weighting, bands.n_bands)
 
     def forward(
         self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
@@ -193,6 +120,7 @@ class FrequencyAlignedLoss(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         *,
         weights: Float[Tensor, " n_bands"] | None = None,
+        counts: Float[Tensor, " batch"] | None = None,
     ) -> FrequencyTerms:
         """The loss of a batch with its errors and weights a band.
 
@@ -202,14 +130,18 @@ class FrequencyAlignedLoss(nn.Module):
             y: labels, for a weighting that measures the teacher against them.
             mask: which of them are observed.
             weights: in place of the weighting's.
+            counts: what each sample counts for in the total; by default 1. The errors and what the
+                weighting sees are those of all samples.
 
         Raises:
             ValueError: as `band_errors`.
         """
-        errors = band_errors(student, teacher, self.transform, self.bands).mean(0)
+        of_samples = band_errors(student, teacher, self.transform, self.bands)
+        errors = of_samples.mean(0)
         if weights is None:
             weights = self.weighting(self._evidence(errors.detach(), teacher.detach(), y, mask))
-        return FrequencyTerms((errors * weights).sum(), errors.detach(), weights)
+        counted = errors if counts is None else (counts[:, None] * of_samples).mean(0)
+        return FrequencyTerms((counted * weights).sum(), errors.detach(), weights)
 
     def _evidence(
         self, errors: Tensor, teacher: Tensor, y: Tensor | None, mask: Tensor | None

@@ -14,7 +14,7 @@ from sdkd_plugin._checks import (
     check_positive_int,
     check_shape,
 )
-from sdkd_plugin.losses.frequency import observed_band_errors
+from sdkd_plugin.losses.band_errors import observed_band_errors
 from sdkd_plugin.losses.weighting import AbstractWeighting, BandEvidence
 from sdkd_plugin.spectral import AbstractTransform, Bands
 

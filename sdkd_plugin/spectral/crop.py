@@ -1,7 +1,7 @@
 """Fields of two resolutions, brought to the frequencies that both have.
 
-Here live the grid that two grids share and the cropping of spectra. What is compared on the
-shared grid is none of this file's business.
+Here live the grid that two grids share, the cropping of spectra and their filling up. What is
+compared on the shared grid is none of this file's business.
 """
 
 import math
@@ -138,6 +138,87 @@ def shared_frequencies(
         crop_frequencies(student, transform_student, shared),
         crop_frequencies(teacher, transform_teacher, shared),
     )
+
+
+def resample_frequencies(
+    x: Float[Tensor, "..."], source: GridTransform, target: GridTransform
+) -> Float[Tensor, "..."]:
+    """Fields on another grid, with the frequencies that both grids have and no others.
+
+    Formula: as `crop_frequencies` to `shared_grid`; then the spectrum is filled up with zeros to
+    the target's, with the inverse of that factor.
+
+    Args:
+        x: fields ``(..., *source.shape)``.
+        source: their grid.
+        target: any grid of as many axes with the same boundary.
+
+    Returns:
+        ``(..., *target.shape)``, of the dtype of ``x``; differentiable.
+
+    Raises:
+        ValueError: as `shared_grid` and `crop_frequencies`.
+
+    Example:
+        >>> wave = lambda n: torch.cos(2 * torch.pi * 3 * torch.arange(n) / n)
+        >>> fine = resample_frequencies(wave(16), GridTransform((16,)), GridTransform((24,)))
+        >>> torch.allclose(fine, wave(24), atol=1e-6)
+        True
+    """
+    shared = shared_grid(source, target)
+    cropped = crop_frequencies(x, source, shared)
+    if shared.shape == target.shape:
+        return cropped
+    coefficients = shared(cropped)
+    for axis, size in zip(target.domain_axes, target.shape, strict=True):
+        one_sided = target.boundary == "periodic" and axis == -1
+        missing = (size // 2 + 1 if one_sided else size) - coefficients.shape[axis]
+        if missing == 0:
+            continue
+        # Behind the highest wavenumber; on a two-sided axis the negative ones come after it.
+        two_sided = target.boundary == "periodic" and not one_sided
+        negative = coefficients.shape[axis] // 2 if two_sided else 0
+        first, last = coefficients.split([coefficients.shape[axis] - negative, negative], axis)
+        zeros = first.new_zeros(
+            *[missing if i == axis % first.ndim else n for i, n in enumerate(first.shape)]
+        )
+        coefficients = torch.cat([first, zeros, last], dim=axis)
+    scale = math.sqrt(math.prod(target.shape) / math.prod(shared.shape))
+    return target.inverse(coefficients * scale).to(x.dtype)
+
+
+def complete_frequencies(
+    x: Float[Tensor, "..."],
+    rest: Float[Tensor, "..."],
+    source: GridTransform,
+    target: GridTransform,
+) -> Float[Tensor, "..."]:
+    """Fields on another grid, with the frequencies they lack there taken from other fields.
+
+    Formula: ``P x + (1 - P) rest``, P the projection on the frequencies that both grids have. So
+    the difference to ``rest`` is nought where ``x`` says nothing.
+
+    Args:
+        x: fields ``(..., *source.shape)``.
+        rest: fields ``(..., *target.shape)``.
+        source: the grid of ``x``.
+        target: the grid of ``rest`` and of what is returned.
+
+    Returns:
+        ``(..., *target.shape)``, of the dtype of ``rest``; differentiable.
+
+    Raises:
+        ValueError: as `resample_frequencies`.
+
+    Example:
+        >>> grids = GridTransform((8,)), GridTransform((16,))
+        >>> x, rest = torch.ones(8), torch.cos(2 * torch.pi * 5 * torch.arange(16) / 16)
+        >>> torch.allclose(complete_frequencies(x, rest, *grids), 1 + rest, atol=1e-6)
+        True
+    """
+    shared = shared_grid(source, target)
+    known = resample_frequencies(crop_frequencies(rest, target, shared), shared, target)
+    return rest - known + resample_frequencies(x, source, target).to(rest.dtype)
 
 
 def _check_target(source: GridTransform, target: GridTransform) -> None:

@@ -8,12 +8,8 @@ from torch import Tensor
 from torch.utils.data import StackDataset
 
 from sdkd_plugin._checks import check_shape
-from sdkd_plugin.distiller import (
-    DistillationTerms,
-    SDKDDistiller,
-    TeacherAnswer,
-    accepted_inputs,
-)
+from sdkd_plugin.answers import TeacherAnswer, accepted_inputs
+from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
 from sdkd_plugin.taps import TapReader
 
 _LATENT = "teacher."

@@ -8,9 +8,15 @@ from typing import Any, cast
 from torch import Tensor, nn
 from tsl.engines import Predictor
 
-from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller, accepted_inputs
+from sdkd_plugin.answers import accepted_inputs
+from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
 from sdkd_plugin.latents import LatentPair
-from sdkd_plugin.losses import AbstractAggregation, AbstractWeighting, AggregationName
+from sdkd_plugin.losses import (
+    AbstractAggregation,
+    AbstractWeighting,
+    AggregationName,
+    WeightingName,
+)
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.taps import TapReader
 
@@ -59,7 +65,7 @@ class DistillationPredictor(Predictor):
         transform: AbstractTransform,
         bands: Bands | None = None,
         *,
-        weighting: AbstractWeighting | Sequence[float] | None = None,
+        weighting: WeightingName | AbstractWeighting | Sequence[float] = "fixed",
         kd_weight: float = 1.0,
         aggregation: AggregationName | AbstractAggregation = "mean",
         latents: Sequence[LatentPair] = (),

@@ -1,0 +1,65 @@
+"""A model that reads and forecasts at a resolution of its own.
+
+Here lives the wrapper for a teacher whose architecture or training is bound to one resolution. How
+forecasts of two resolutions are compared: `answers`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sdkd_plugin.answers import accepted_inputs
+from sdkd_plugin.spectral import GridTransform
+from sdkd_plugin.spectral.crop import resample_frequencies
+from sdkd_plugin.spectral.grid import Boundary
+
+
+class AtResolution(nn.Module):
+    """Gives a model its inputs at the resolution that it was trained at.
+
+    The inputs ``x`` of whatever resolution are resampled by their spectrum, as
+    `resample_frequencies` does it: what a coarser grid does not carry, the model does not see. The
+    forecast stays at the model's resolution. Where the data are at hand at that resolution, better
+    ask the model about those, and pass what it says as the distiller's ``answers``.
+
+    Args:
+        model: any module that forecasts on the grid.
+        shape: sizes of the model's grid axes.
+        boundary: what lies beyond the grid's edges.
+
+    Raises:
+        ValueError: if the shape or the boundary is not one of a `GridTransform`, or, in forward,
+            if the inputs have too few axes.
+
+    Example:
+        >>> import torch
+        >>> teacher = AtResolution(nn.Conv2d(1, 1, 3, padding=1), (16, 16))
+        >>> teacher(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 16, 16])
+    """
+
+    def __init__(
+        self, model: nn.Module, shape: Sequence[int], boundary: Boundary = "periodic"
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.grid = GridTransform(shape, boundary)
+
+    @property
+    def taps(self) -> Mapping[str, str]:
+        """Tap names and module paths, the model's own."""
+        return {name: f"model.{path}" for name, path in getattr(self.model, "taps", {}).items()}
+
+    def forward(self, x: Float[Tensor, "batch ..."], **inputs: Any) -> Float[Tensor, "batch ..."]:
+        """The model's forecast, at its own resolution."""
+        axes = self.grid.domain_axes
+        if x.ndim <= len(axes):
+            raise ValueError(
+                f"`x` has shape {tuple(x.shape)}, expected a batch axis and {len(axes)} "
+                "of the grid."
+            )
+        given = self.grid.resized(tuple(x.shape[axis] for axis in axes)).to(x.device)
+        x = resample_frequencies(x, given, self.grid)
+        return self.model(x, **accepted_inputs(self.model, inputs))
