@@ -34,10 +34,15 @@ def ask(
         taps: as `TapReader` takes them.
 
     Raises:
-        ValueError: if a tap does not exist or was not reached.
+        ValueError: if a tap does not exist or was not reached, or the forecast is no tensor.
     """
     with TapReader(model, taps) as reader:
         forecast = model(x, **accepted_inputs(model, inputs))
+    if not isinstance(forecast, Tensor):
+        raise ValueError(
+            f"`{type(model).__name__}` forecasts a {type(forecast).__name__}, expected one tensor: "
+            "give a module that returns the forecast alone."
+        )
     return TeacherAnswer(forecast, reader.read())
 
 

@@ -18,6 +18,7 @@ from sdkd_plugin import (
     TeacherAnswer,
     frequency_aligned_loss,
 )
+from sdkd_plugin._checks import check_finite
 from sdkd_plugin.losses.task import TASK_LOSSES, observed_mean
 
 GRID = (8, 9)
@@ -793,6 +794,29 @@ def test_a_step_refuses_to_learn_from_nothing():
         make(kd_weight=0.0).step(X, Y, torch.zeros_like(SEEN))
     with pytest.raises(ValueError, match="`y` is None and kd_weight is 0"):
         make(kd_weight=0.0).step(X)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_model_that_forecasts_several_tensors_is_refused(role: str):
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Conv2d(2, 3, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.map(x), x
+
+    with pytest.raises(ValueError, match="`Pair` forecasts a tuple, expected one tensor"):
+        make(**{role: Pair()}).step(X, Y)
+
+
+def test_large_finite_values_whose_sum_overflows_are_finite():
+    x = torch.full((3, 2, *GRID), 3e38)
+    assert not x.sum().isfinite()
+    check_finite("x", x)
+    x[1, 0, 0, 0] = torch.inf
+    with pytest.raises(ValueError, match="`x` has 1 of 432 values that are NaN or Inf"):
+        check_finite("x", x)
 
 
 def test_a_hosts_task_term_stands_beside_labels_that_judge_teachers():
