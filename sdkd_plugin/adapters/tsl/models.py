@@ -1,5 +1,6 @@
 """The graph models as tsl models, with the argument names that tsl's experiments fill in."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tsl.nn.models import BaseModel
@@ -85,8 +86,8 @@ class SDKDTeacher(BaseModel):
         edge_weight: Float[Tensor, " edges"] | None = None,
         u: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch horizon nodes outputs"]:
-        """Forecast; see `GraphAlterNet.forward`."""
-        return self.network(x, edge_index, edge_weight, u)
+        """Forecast; see `GraphAlterNet.forward`, and `forecast_each_graph` of a disjoint batch."""
+        return forecast_each_graph(self.network, x, edge_index, edge_weight, u)
 
 
 class SDKDStudent(BaseModel):
@@ -158,5 +159,42 @@ class SDKDStudent(BaseModel):
         edge_weight: Float[Tensor, " edges"] | None = None,
         u: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch horizon nodes outputs"]:
-        """Forecast; see `GraphMixer.forward`."""
-        return self.network(x, edge_index, edge_weight, u)
+        """Forecast; see `GraphMixer.forward`, and `forecast_each_graph` of a disjoint batch."""
+        return forecast_each_graph(self.network, x, edge_index, edge_weight, u)
+
+
+def forecast_each_graph(
+    network: GraphAlterNet | GraphMixer,
+    x: Float[Tensor, "batch time nodes features"],
+    edge_index: Int[Tensor, "2 edges"] | None = None,
+    edge_weight: Float[Tensor, " edges"] | None = None,
+    u: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "batch horizon nodes outputs"]:
+    """The network's forecast, of each graph by itself where tsl has laid several side by side.
+
+    A tsl ``DisjointBatch`` has a single sample, and the nodes of its graphs behind each other.
+    These must be the sensors the network was built for, in their order; their edges may differ
+    from graph to graph. Any other input goes to the network as it is.
+
+    Raises:
+        ValueError: as the network.
+    """
+    n = network.n_nodes
+    graphs, rest = divmod(x.shape[2], n)
+    if x.shape[0] != 1 or graphs < 2 or rest:
+        return network(x, edge_index, edge_weight, u)
+    owner = None if edge_index is None else edge_index // n
+    if owner is not None and not torch.equal(owner[0], owner[1]):
+        return network(x, edge_index, edge_weight, u)
+    forecasts = []
+    for i in range(graphs):
+        nodes = slice(i * n, (i + 1) * n)
+        edges, weights, shared = edge_index, edge_weight, u
+        if edge_index is not None and owner is not None:
+            own = owner[0] == i
+            edges = edge_index[:, own] - i * n
+            weights = None if edge_weight is None else edge_weight[own]
+        if u is not None and u.ndim == 4:
+            shared = u[:, :, nodes]
+        forecasts.append(network(x[:, :, nodes], edges, weights, shared))
+    return torch.cat(forecasts, dim=2)
