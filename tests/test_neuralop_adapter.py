@@ -192,8 +192,6 @@ def test_mixed_precision():
     assert all(0 < loss < 1e3 for loss in losses)
 
 
-# The host's own models warn of the labels that the host's own trainer gives them.
-@pytest.mark.filterwarnings(r"ignore:FNO.forward\(\) received unexpected keyword arguments")
 def test_fno_teaches_fno():
     x, y = fields()
     torch.manual_seed(0)

@@ -4,7 +4,19 @@ Importing this registers the grid models as neuraloperator models (``sdkd_unet``
 """
 
 from sdkd_plugin.adapters.neuralop import _host  # noqa: F401  # before all that imports the host
+from sdkd_plugin.adapters.neuralop.configs import read_config
+from sdkd_plugin.adapters.neuralop.data import load_navier_stokes
 from sdkd_plugin.adapters.neuralop.models import REGISTERED
+from sdkd_plugin.adapters.neuralop.resuming import RunState
 from sdkd_plugin.adapters.neuralop.training import TrainerLoss, distillation_dataset
+from sdkd_plugin.adapters.neuralop.units import Renormalized
 
-__all__ = ["REGISTERED", "TrainerLoss", "distillation_dataset"]
+__all__ = [
+    "REGISTERED",
+    "Renormalized",
+    "RunState",
+    "TrainerLoss",
+    "distillation_dataset",
+    "load_navier_stokes",
+    "read_config",
+]

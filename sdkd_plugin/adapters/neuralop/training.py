@@ -1,18 +1,29 @@
-"""Distillation by neuraloperator's own, unmodified ``Trainer``."""
+"""Distillation by neuraloperator's own, unmodified ``Trainer``.
 
+Here live the loss that the trainer calls and the samples it reads. What a resumed run needs besides
+is in `resuming`, what several processes need in `ranks`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from neuralop.data.transforms.data_processors import DataProcessor
+from torch import Tensor, nn
 from torch.utils.data import StackDataset
 
 from sdkd_plugin._checks import check_shape
+from sdkd_plugin.adapters.neuralop.ranks import RankSync
+from sdkd_plugin.adapters.neuralop.units import check_same_units
 from sdkd_plugin.answers import TeacherAnswer, accepted_inputs
 from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
+from sdkd_plugin.losses.task import observed_mean
 from sdkd_plugin.taps import TapReader
 
 _LATENT = "teacher."
+_STUDENT = "student."
 
 
 class TrainerLoss:
@@ -31,11 +42,27 @@ class TrainerLoss:
     - ``teacher``: the teacher's forecast for ``x``, in the units of the model's output, where it is
       known already, and its latents as ``teacher.TAP``. Without them it is asked at every step.
 
+    None of these is handed to a student whose forward does not name it: the host's own models
+    would warn of each.
+
+    In evaluation, which the host does without gradients and in physical units, it is the task loss
+    alone: of any resolution, at any step of a rollout, and without the teacher. So it can stand
+    among the trainer's ``eval_losses``, as it does where none are given.
+
+    With ``use_distributed=True`` the host wraps the student for GPUs. On CPUs it cannot: wrap it
+    yourself, ``Trainer(model=DistributedDataParallel(distiller.student), ...)``. Projectors and
+    measured band weights are kept the same on all processes either way.
+
     Args:
-        distiller: with one teacher.
+        distiller: with one teacher, where the samples hold its answers.
+        on_step: called with the terms of every training step, to log them.
+        data_processor: the trainer's, to compare with ``teacher_processor``.
+        teacher_processor: the one that the teacher was trained behind. With other normalisers the
+            teacher is refused: see `Renormalized`.
 
     Raises:
-        ValueError: at a step, as `SDKDDistiller.terms`.
+        ValueError: if the two processors normalise differently or only one is given; at a step, as
+            `SDKDDistiller.terms`.
 
     Example:
         >>> import torch
@@ -48,11 +75,28 @@ class TrainerLoss:
         torch.Size([])
     """
 
-    def __init__(self, distiller: SDKDDistiller) -> None:
+    def __init__(
+        self,
+        distiller: SDKDDistiller,
+        *,
+        on_step: Callable[[DistillationTerms], None] | None = None,
+        data_processor: DataProcessor | None = None,
+        teacher_processor: DataProcessor | None = None,
+    ) -> None:
+        if data_processor is not None and teacher_processor is not None:
+            check_same_units(data_processor, teacher_processor)
+        elif teacher_processor is not None:
+            raise ValueError(
+                "`teacher_processor` is given but `data_processor` is None: give the trainer's "
+                "too, to compare them."
+            )
         self.distiller = distiller
+        self.on_step = on_step
         self.last_terms: DistillationTerms | None = None
         self._taps = TapReader(distiller.student, distiller.student_taps)
         self._taps.attach()
+        distiller.student.register_forward_pre_hook(_leave_out_labels, with_kwargs=True)
+        self._ranks = RankSync(distiller)
 
     def __call__(
         self,
@@ -66,6 +110,11 @@ class TrainerLoss:
         """The loss of a batch, summed over its samples; its parts are in ``last_terms``."""
         # The host's data processors move x and y to the device, and nothing else.
         mask = None if mask is None else mask.to(out.device)
+        if not torch.is_grad_enabled():
+            if y is None:
+                raise ValueError("`y` is None in evaluation, expected the labels of the sample.")
+            return observed_mean(self.distiller.task_loss, out, y, mask) * out.shape[0]
+        self._ranks.join()
         answers = None
         if teacher is not None:
             latents = {
@@ -83,7 +132,45 @@ class TrainerLoss:
         self.last_terms = self.distiller.terms(
             out, x, y, mask, latents=self._taps.read(), answers=answers, **inputs
         )
+        self._ranks.average()
+        if self.on_step is not None:
+            self.on_step(self.last_terms)
         return self.last_terms.total * out.shape[0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the distiller trains or measures beside the student, whom the host saves."""
+        return {
+            name: value
+            for name, value in self.distiller.state_dict().items()
+            # The host's models add metadata of theirs, which is no tensor.
+            if not name.startswith(_STUDENT) and isinstance(value, Tensor)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: if it is of a distiller with other parts.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(
+                f"`state` has {sorted(state)}, expected {sorted(self.state_dict())}: make the "
+                "distiller with the weighting, latents and aggregation of the saved run."
+            )
+        self.distiller.load_state_dict(state, strict=False)
+
+
+def _leave_out_labels(
+    student: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a student gets of the sample: all but what is for the loss, unless it asks for it."""
+    named = inspect.signature(student.forward).parameters
+    kept = {
+        name: value
+        for name, value in sample.items()
+        if name in named or not (name in ("y", "mask", "teacher") or name.startswith(_LATENT))
+    }
+    return args, kept
 
 
 def distillation_dataset(
