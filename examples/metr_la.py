@@ -1,473 +1,403 @@
-"""Distil a small GraphMixer from a GraphAlterNet on traffic speeds.
+"""Traffic forecasting as a tsl experiment: a teacher, a student alone, and a distilled student.
 
-The task: an hour of readings in, the next hour out, at every sensor. tsl's data module feeds
-Lightning, and tsl's masked metrics score. Side by side, at equal optimisation steps: persistence,
-the historical average, the teacher, the student alone, the student with plain-MSE distillation and
-the student with SDKD, where the student has all labels and where it has labels for the first
-quarter of the training period and the teacher's answers for all of it.
+An hour of readings in, the next hour out, at every sensor. The shape is that of tsl's own traffic
+experiment: groups for dataset, model, optimizer, scheduler and logger, tsl's data module, scaler,
+masked metrics and callbacks. A trained teacher is kept, found and reused.
 
-    python examples/metr_la.py --data FOLDER      # the Los-loop week, another csv pair, or METR-LA
-    python examples/metr_la.py --data metr_la     # METR-LA, downloaded by tsl
-    python examples/metr_la.py                    # no data at hand: simulated traffic
+    python examples/metr_la.py                                     # no data at hand: simulated
+    python examples/metr_la.py dataset=csv dataset.root=FOLDER     # T-GCN's files, such as Los-loop
+    python examples/metr_la.py dataset=la                          # METR-LA, downloaded by tsl
+    python examples/metr_la.py stage=distill sdkd/distill=adaptive # with the teacher found
     python examples/metr_la.py --help
 """
 
-import argparse
-import copy
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
+import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
-from sdkd_plugin import Bands, GraphTransform
+from sdkd_plugin._checks import check_choice
 from sdkd_plugin.adapters.tsl import (
+    DataCard,
     DistillationPredictor,
-    SDKDStudent,
-    SDKDTeacher,
-    load_traffic,
-    spatiotemporal_dataset,
+    DistillOptions,
+    Forecaster,
+    PlainPredictor,
+    get_dataset,
+    get_model_class,
+    get_optimizer_class,
+    get_scheduler_class,
+    has_forecaster,
+    load_forecaster,
+    refuse_targets,
+    save_forecaster,
 )
-from sdkd_plugin.data import TrafficData, simulate_traffic
+from sdkd_plugin.adapters.tsl.experiment import LOGGERS, Experiment, make_logger
+from sdkd_plugin.data.store import parameters_key
 from sdkd_plugin.report import (
     Run,
     UserError,
-    band_means,
-    choose_device,
     command_line_errors,
     compare,
     format_table,
     milliseconds_a_forecast,
     parameter_count,
 )
-from sdkd_plugin.report.figures import band_bars, binned_spectrum, error_spectra, series
 
 # After the adapter, which makes tsl importable where its compiled extensions are absent.
-import pytorch_lightning as pl  # isort: skip
-from pytorch_lightning.loggers.logger import DummyLogger  # isort: skip
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset  # isort: skip
-from tsl.data.datamodule.splitters import FixedIndicesSplitter, TemporalSplitter  # isort: skip
 from tsl.data.preprocessing import StandardScaler  # isort: skip
 from tsl.engines import Predictor  # isort: skip
-from tsl.metrics.torch import MaskedMAE, MaskedMSE  # isort: skip
+from tsl.metrics.torch import MaskedMAE, MaskedMAPE, MaskedMSE  # isort: skip
 
-WINDOW = HORIZON = 12
-AT = {"15": 2, "30": 5, "60": 11}
-SETTINGS = {"all labels": 1.0, "a quarter of the labels": 0.25}
-STUDENTS = ("student alone", "plain-MSE distillation", "SDKD")
+TEACHER, ALONE, DISTILLED = "teacher", "student alone", "distilled student"
+STAGES = {
+    "teacher": (TEACHER,),
+    "student": (ALONE,),
+    "distill": (TEACHER, DISTILLED),
+    "all": (TEACHER, ALONE, DISTILLED),
+}
+MINUTES = (15, 30, 60)
+# What a teacher's weights depend on; another value means another teacher in the library.
+TEACHER_SETTINGS = (
+    "seed",
+    "window",
+    "horizon",
+    "stride",
+    "batch_size",
+    "grad_clip_val",
+    "scale_target",
+    "limit_train_batches",
+)
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Sizes of an experiment. The windows are split in time: 70, 10 and 20 %."""
+class Traffic:
+    """The windows, split and scaled, and what models and tables need to know of them."""
 
-    teacher_steps: int
-    student_steps: int
-    teacher: dict[str, Any] = field(default_factory=dict)
-    student: dict[str, Any] = field(default_factory=dict)
-    teacher_lr: float = 4e-3
-    student_lr: float = 5e-3
-    batch_size: int = 32
-    validations: int = 10
-    cutoff: float = 0.25
-    kd_weight: float = 1.0
+    module: SpatioTemporalDataModule
+    windows: SpatioTemporalDataset
+    card: DataCard
+    at: dict[int, int]
+    source: str
 
-
-PRESETS = {
-    "quick": Preset(
-        teacher_steps=650,
-        student_steps=500,
-        teacher={"patch_size": 12, "hops": 2},
-    ),
-    "paper": Preset(
-        teacher_steps=40_000,
-        student_steps=40_000,
-        teacher={"hidden_size": 96, "n_layers": 3},
-        batch_size=64,
-        validations=50,
-    ),
-}
-
-
-class BestWeights(pl.Callback):
-    """Keeps the weights with the least validation error, in memory."""
-
-    def __init__(self) -> None:
-        self.error = math.inf
-        self.interrupted = False
-        self.weights: dict[str, Tensor] = {}
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Compare after each validation."""
-        error = float(trainer.callback_metrics["val_mae"])
-        if error < self.error:
-            self.error = error
-            state = cast(nn.Module, module.model).state_dict()
-            self.weights = {name: value.detach().clone() for name, value in state.items()}
-
-    def on_exception(
-        self, trainer: pl.Trainer, module: pl.LightningModule, error: BaseException
-    ) -> None:
-        """Remember Ctrl-C: Lightning ends the program in a way of its own, or even goes on."""
-        self.interrupted = isinstance(error, KeyboardInterrupt)
-
-
-def check_traffic(data: TrafficData, batch_size: int) -> None:
-    """Refuse traffic of another time step, or too little of it for the split.
-
-    Raises:
-        UserError: naming what the data have and what is expected.
-    """
-    step = data.index[1] - data.index[0]
-    if step != pd.Timedelta(minutes=5):
-        raise UserError(
-            f"the readings are {step} apart, expected 5 minutes: the horizons of this example are."
-        )
-    # A quarter of the training windows, 70 % of all but a few, must make a batch.
-    least = round(batch_size / 0.25 / 0.7) + 6 * (WINDOW + HORIZON)
-    if len(data.index) < least:
-        raise UserError(f"there are {len(data.index)} time steps, expected at least {least}.")
-
-
-class Experiment:
-    """The windows, split and scaled, and how a model is made, trained and scored on them."""
-
-    def __init__(self, preset: Preset, data: TrafficData, device: torch.device) -> None:
-        self.preset, self.data, self.device = preset, data, device
-        check_traffic(data, preset.batch_size)
-        self.bands = Bands.split(preset.cutoff)
-        self.transform = GraphTransform.from_edges(
-            data.edge_index, data.edge_weight, len(data.node_ids)
-        )
-        # Fitted once, on the readings of the training period, for teacher and students alike.
-        # tsl takes the validation share of what the test leaves: 10 % of all.
-        self.split = TemporalSplitter(val_len=0.125, test_len=0.2)
-        self.scaler = StandardScaler(axis=(0, 1))
-        module = SpatioTemporalDataModule(
-            spatiotemporal_dataset(data, window=WINDOW, horizon=HORIZON),
-            scalers={"target": self.scaler},
-            splitter=self.split,
-            batch_size=preset.batch_size,
-        )
-        module.setup()
-        self.module = module
-        self.dataset: SpatioTemporalDataset = module.torch_dataset
-        batches = list(module.test_dataloader())
-        self.truth = torch.cat([batch.y for batch in batches])
-        self.mask = torch.cat([batch.mask for batch in batches])
-        self.batches = batches
-
-    def lesson(self, share: float, *, only_labelled: bool) -> SpatioTemporalDataModule:
-        """Training windows with labels for the first ``share`` of the training period.
-
-        Readings without labels still are inputs. With ``only_labelled`` the windows that have no
-        label at all are left out.
-        """
-        targets = self.target_steps(self.split.train_idxs)
-        last = targets[round(share * len(targets)) - 1, -1]
-        labelled = torch.ones_like(self.data.mask)
-        labelled[last + 1 : self.target_steps(self.split.val_idxs)[0, 0]] = False
-        dataset = spatiotemporal_dataset(
-            self.data, window=WINDOW, horizon=HORIZON, labelled=labelled
-        )
-        dataset.add_scaler("target", self.scaler)
-        training = np.asarray(self.split.train_idxs)
-        if only_labelled:
-            training = training[targets[:, 0] <= last]
-        module = SpatioTemporalDataModule(
-            dataset,
-            splitter=FixedIndicesSplitter(
-                training.tolist(), self.split.val_idxs, self.split.test_idxs
-            ),
-            batch_size=self.preset.batch_size,
-        )
-        module.setup()
-        return module
-
-    def target_steps(self, windows: Any) -> np.ndarray:
-        """Time steps of the targets of some windows, ``(windows, horizon)``."""
-        return np.asarray(self.dataset.get_horizon_indices(windows))
-
-    def model(self, network: type[nn.Module], options: dict[str, Any], seed: int) -> nn.Module:
-        """A model for this graph and these windows."""
-        torch.manual_seed(seed)
-        sizes = {"window": WINDOW, "horizon": HORIZON, "n_nodes": self.dataset.n_nodes}
-        return network(input_size=1, exog_size=2, **sizes, **options)
-
-    def train(
-        self, predictor: Predictor, module: SpatioTemporalDataModule, steps: int, seed: int
-    ) -> None:
-        """Train with Lightning; keep the weights with the least validation error."""
-        best = BestWeights()
-        trainer = pl.Trainer(
-            max_steps=steps,
-            max_epochs=math.ceil(steps / len(module.train_dataloader())),
-            val_check_interval=max(1, steps // self.preset.validations),
-            check_val_every_n_epoch=None,
-            accelerator="gpu" if self.device.type == "cuda" else "cpu",
-            devices=1,
-            logger=DummyLogger(),
-            log_every_n_steps=1,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            gradient_clip_val=5.0,
-            callbacks=[best],
-        )
-        torch.manual_seed(seed)
-        try:
-            trainer.fit(predictor, datamodule=module)
-        finally:
-            if best.interrupted:
-                raise KeyboardInterrupt
-        if not best.weights:
-            raise RuntimeError("training diverged: there is no finite validation error.")
-        predictor.model.load_state_dict(best.weights)
-        predictor.model.to(self.device).eval()
-
-    @torch.no_grad()
-    def forecast(self, predictor: Predictor) -> Tensor:
-        """The forecast of all test windows, in miles an hour."""
-        predictor.to(self.device).eval()
-        forecasts = []
-        for batch in self.module.test_dataloader():
-            forecasts.append(predictor.predict_batch(batch.to(self.device)).cpu())
-        return torch.cat(forecasts)
-
-    def persistence(self) -> Tensor:
-        """Every step of the forecast is the last reading."""
-        readings = self.data.filled()
-        first = torch.from_numpy(self.target_steps(self.split.test_idxs)[:, 0])
-        return readings[first - 1][:, None, :, None].expand(-1, HORIZON, -1, -1)
-
-    def historical_average(self) -> Tensor:
-        """The sensor's mean at that time of the day over the training period."""
-        end = int(self.target_steps(self.split.train_idxs).max()) + 1
-        clock = np.asarray(self.data.index.hour * 60 + self.data.index.minute)
-        seen = pd.DataFrame(self.data.speed.where(self.data.mask, torch.nan)[:end].numpy())
-        means = seen.groupby(clock[:end]).mean().reindex(np.unique(clock))
-        table = means.fillna(seen.mean()).fillna(seen.stack().mean())
-        steps = self.target_steps(self.split.test_idxs)
-        return (
-            torch.from_numpy(table.loc[clock[steps.ravel()]].to_numpy())
-            .float()
-            .reshape(*steps.shape, -1, 1)
-        )
-
-    def scores(self, forecast: Tensor) -> dict[str, float]:
-        """Masked errors on the test windows, in miles an hour."""
-        scores: dict[str, float] = {}
-        for minutes, at in {"average": None, **AT}.items():
-            mae, mse = MaskedMAE(at=at), MaskedMSE(at=at)
-            mae.update(forecast, self.truth, self.mask)
-            mse.update(forecast, self.truth, self.mask)
-            scores[f"mae_{minutes}"] = float(mae.compute())
-            scores[f"rmse_{minutes}"] = math.sqrt(float(mse.compute()))
-        # Where nothing was observed there is no error to decompose.
-        error = torch.where(self.mask, forecast - self.truth, 0)
-        bands = self.transform.sample_band_energy(error, self.bands).sum(0) / self.mask.sum()
-        return scores | {f"band_{i}": float(value) for i, value in enumerate(bands)}
-
-    def cost(self, model: nn.Module) -> dict[str, float]:
-        """Parameters, and time of one forecast of one window."""
-        batch = next(iter(self.module.test_dataloader(batch_size=1))).to(self.device)
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What models are told of the data, those that ask."""
         return {
-            "parameters": parameter_count(model),
-            "milliseconds": milliseconds_a_forecast(
-                model, inputs=dict(batch.input), device=self.device
-            ),
+            "n_nodes": self.windows.n_nodes,
+            "input_size": self.windows.n_channels,
+            "output_size": self.windows.n_channels,
+            "horizon": self.windows.horizon,
+            "window": self.windows.window,
+            "exog_size": self.windows.input_map.u.shape[-1],
         }
 
 
-def run_experiment(preset: Preset, options: argparse.Namespace) -> None:
-    """The whole comparison: data, teacher, students, table, pictures."""
-    if options.seeds < 1:
-        raise UserError(f"--seeds is {options.seeds}, expected at least 1.")
-    device = choose_device(options.device)
-    run = Run(options.out)
-    if options.data is None:
-        data = simulate_traffic(seed=0)
-    else:
-        try:
-            data = load_traffic(options.data, start=options.start, missing=options.missing)
-        except ValueError as error:
-            raise UserError(f"--data {error}") from error
-    print(f"Traffic: {data.source}; {data.speed.shape[1]} sensors, {data.speed.shape[0]} steps.")
-    experiment = Experiment(preset, data, device)
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What the library says of a configuration is the user's, in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
-    fit = {"loss_fn": MaskedMAE(), "metrics": {"mae": MaskedMAE()}, "scale_target": True}
-    teacher = experiment.model(SDKDTeacher, preset.teacher, seed=0)
-    lesson = experiment.lesson(1.0, only_labelled=True)
-    steps = preset.teacher_steps
-    predictor = Predictor(model=teacher, **fit, **optimisation(preset.teacher_lr, steps, lesson))
-    print("Training the teacher.")
-    experiment.train(predictor, lesson, steps, seed=0)
 
-    forecasts = {
-        "persistence": experiment.persistence(),
-        "historical average": experiment.historical_average(),
-        "teacher": experiment.forecast(predictor),
+def check_config(cfg: DictConfig) -> None:
+    """Refuse names that are not known before anything is loaded or trained.
+
+    Raises:
+        ValueError: listing those that are.
+    """
+    refuse_targets(OmegaConf.to_container(cfg))
+    check_choice("stage", cfg.stage, STAGES)
+    if cfg.logger is not None:
+        check_choice("logger.backend", cfg.logger.get("backend"), LOGGERS)
+    check_choice("dataset.connectivity.layout", cfg.dataset.connectivity.layout, ["edge_index"])
+    for training in (cfg, cfg.teacher):
+        get_model_class(training.model.name)
+        get_optimizer_class(training.optimizer.name)
+        if training.get("lr_scheduler") is not None:
+            get_scheduler_class(training.lr_scheduler.name)
+    DistillOptions.from_config(cfg.sdkd.distill)
+
+
+def load_data(cfg: DictConfig) -> Traffic:
+    """The data set of the configuration, in windows, as tsl's experiment does it.
+
+    Raises:
+        ValueError: if there are too few readings for the split.
+    """
+    dataset = get_dataset(cfg.dataset.name, cfg.dataset.get("options"))
+    least = 8 * (cfg.window + cfg.horizon) + 2 * cfg.batch_size
+    if len(dataset) < least:
+        raise ValueError(
+            f"there are {len(dataset)} time steps, expected at least {least} for windows of "
+            f"{cfg.window} and {cfg.horizon} steps in batches of {cfg.batch_size}."
+        )
+    windows = SpatioTemporalDataset(
+        target=dataset.dataframe(),
+        mask=dataset.mask,
+        connectivity=dataset.get_connectivity(**cfg.dataset.connectivity),
+        covariates={"u": dataset.datetime_encoded("day").values},
+        horizon=cfg.horizon,
+        window=cfg.window,
+        stride=cfg.stride,
+    )
+    module = SpatioTemporalDataModule(
+        dataset=windows,
+        scalers={"target": StandardScaler(axis=(0, 1))},
+        splitter=dataset.get_splitter(**cfg.dataset.splitting),
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+    )
+    module.setup()
+    step = (dataset.index[1] - dataset.index[0]) / pd.Timedelta(minutes=1)
+    at = {m: round(m / step) - 1 for m in MINUTES if m % step == 0 and m / step <= cfg.horizon}
+    return Traffic(module, windows, DataCard.of(windows, dataset.nodes), at, dataset.name)
+
+
+def forecaster(cfg: DictConfig, training: DictConfig, traffic: Traffic) -> Forecaster:
+    """How the model of a training is made."""
+    hparams: Any = OmegaConf.to_container(training.model.hparams, resolve=True)
+    notes = {"data": traffic.source, "seed": cfg.seed, "epochs": training.epochs}
+    return Forecaster(training.model.name, traffic.sizes, hparams, traffic.card, notes)
+
+
+def predictor_options(cfg: DictConfig, training: DictConfig, traffic: Traffic) -> dict[str, Any]:
+    """The arguments of tsl's ``Predictor``, for a training or just for a test."""
+    metrics = {"mae": MaskedMAE(), "mse": MaskedMSE(), "mape": MaskedMAPE()}
+    for minutes, at in traffic.at.items():
+        metrics[f"mae_at_{minutes}"] = MaskedMAE(at=at)
+        metrics[f"mse_at_{minutes}"] = MaskedMSE(at=at)
+        metrics[f"mape_at_{minutes}"] = MaskedMAPE(at=at)
+    options = {
+        "optim_class": get_optimizer_class(training.optimizer.name),
+        "optim_kwargs": OmegaConf.to_container(training.optimizer.hparams, resolve=True),
+        "loss_fn": MaskedMAE(),
+        "metrics": metrics,
+        "scale_target": cfg.scale_target,
     }
-    rows: list[dict[str, Any]] = []
-    for setting, share in SETTINGS.items():
-        for name, forecast in list(forecasts.items())[:3]:
-            cost = experiment.cost(teacher) if name == "teacher" else {}
-            row = {"setting": setting, "seed": 0, "model": name}
-            rows.append(row | experiment.scores(forecast) | cost)
-        for seed in range(options.seeds):
-            for name in STUDENTS:
-                student = experiment.model(SDKDStudent, preset.student, seed)
-                lesson = experiment.lesson(share, only_labelled=name == "student alone")
-                steps = preset.student_steps
-                predictor_options = fit | optimisation(preset.student_lr, steps, lesson)
-                if name == "student alone":
-                    predictor = Predictor(model=student, **predictor_options)
-                else:
-                    # SDKD's own default gives the high band twice the weight of the low one.
-                    predictor = DistillationPredictor(
-                        teacher,
-                        copy.deepcopy(experiment.transform),  # it moves its own to the device
-                        experiment.bands,
-                        weighting=(1.0, 1.0) if name == "plain-MSE distillation" else None,
-                        kd_weight=preset.kd_weight,
-                        model=student,
-                        **predictor_options,
-                    )
-                print(f"Training: {name}, {setting}, seed {seed}.")
-                experiment.train(predictor, lesson, steps, seed)
-                forecast = experiment.forecast(predictor)
-                row = {"setting": setting, "seed": seed, "model": name}
-                rows.append(row | experiment.scores(forecast) | experiment.cost(student))
-                forecasts.setdefault(f"{name}, {setting}", forecast)
-                weights = f"{name} {setting} seed {seed}.safetensors".lower().replace(" ", "_")
-                run.weights(f"weights/{weights}", student)
-    settings = {"data": data.source, "preset": options.preset, "seeds": options.seeds}
-    settings |= {"device": str(device), **asdict(preset)}
-    report(run, experiment, pd.DataFrame(rows), forecasts, settings)
+    if training.get("lr_scheduler") is not None:
+        options["scheduler_class"] = get_scheduler_class(training.lr_scheduler.name)
+        options["scheduler_kwargs"] = OmegaConf.to_container(
+            training.lr_scheduler.hparams, resolve=True
+        )
+    return options
 
 
-def optimisation(lr: float, steps: int, lesson: SpatioTemporalDataModule) -> dict[str, Any]:
-    """AdamW with a learning rate that falls along a cosine, an epoch at a time as tsl has it."""
-    epochs = math.ceil(steps / len(lesson.train_dataloader()))
-    return {
-        "optim_class": torch.optim.AdamW,
-        "optim_kwargs": {"lr": lr, "weight_decay": 1e-3},
-        "scheduler_class": torch.optim.lr_scheduler.CosineAnnealingLR,
-        "scheduler_kwargs": {"T_max": epochs},
-    }
+def make_trainer(cfg: DictConfig, name: str, training: DictConfig) -> pl.Trainer:
+    """Lightning's trainer with the callbacks of tsl's experiment."""
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    folder = Path(cfg.run.dir) / "checkpoints" / name.replace(" ", "_")
+    return pl.Trainer(
+        max_epochs=training.epochs,
+        default_root_dir=cfg.run.dir,
+        logger=make_logger(
+            cfg.logger,
+            name=f"{cfg.run.name} {name}",
+            folder=cfg.run.dir,
+            tags=[*cfg.tags, name],
+            settings=settings,
+        )
+        or DummyLogger(),
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        gradient_clip_val=cfg.grad_clip_val,
+        limit_train_batches=cfg.limit_train_batches,
+        num_sanity_val_steps=0,
+        enable_progress_bar=cfg.progress,
+        enable_model_summary=False,
+        callbacks=[
+            EarlyStopping(monitor="val_mae", patience=training.patience, mode="min"),
+            ModelCheckpoint(dirpath=folder, save_top_k=1, monitor="val_mae", mode="min"),
+        ],
+    )
 
 
-COLUMNS = {
-    "mae_average": ("MAE", ".3f"),
-    **{f"mae_{minutes}": (f"MAE {minutes} min", ".3f") for minutes in AT},
-    **{f"rmse_{minutes}": (f"RMSE {minutes} min", ".3f") for minutes in AT},
-    "band_0": ("low-band MSE", ".2f"),
-    "band_1": ("high-band MSE", ".2f"),
-    "parameters": ("parameters", ",.0f"),
-    "milliseconds": ("ms a forecast", ".2f"),
-}
+def train(cfg: DictConfig, name: str, training: DictConfig, predictor: Predictor, dm: Any) -> None:
+    """Train; keep the weights with the least validation error."""
+    print(f"Training: {name}.")
+    trainer = make_trainer(cfg, name, training)
+    pl.seed_everything(cfg.seed, verbose=False)
+    try:
+        trainer.fit(predictor, datamodule=dm)
+    finally:
+        # Lightning ends the program in a way of its own.
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    best = cast(ModelCheckpoint, trainer.checkpoint_callback).best_model_path
+    if not best:
+        raise UserError(f"the training of the {name} diverged: lower the learning rate.")
+    predictor.load_model(best)
+    predictor.eval()
+    shutil.rmtree(Path(best).parent)  # the weights are kept as safetensors
 
 
-def report(
-    run: Run,
-    experiment: Experiment,
-    rows: pd.DataFrame,
-    forecasts: dict[str, Tensor],
-    settings: dict[str, Any],
-) -> None:
-    """Write the tables and the pictures, and print the table and where all lies."""
-    preset, data = experiment.preset, experiment.data
+def library_folder(cfg: DictConfig) -> Path:
+    """Where the library keeps a teacher of just these data and settings."""
+    settings: dict[str, Any] = {name: cfg[name] for name in TEACHER_SETTINGS}
+    for name in ("dataset", "teacher"):
+        settings[name] = OmegaConf.to_container(cfg[name], resolve=True)
+    del settings["teacher"]["library"]
+    settings["dataset"]["options"].pop("progress", None)
+    name = f"{cfg.dataset.name}_{cfg.teacher.model.name}_{parameters_key(settings)[:12]}"
+    return Path(cfg.teacher.library) / name
+
+
+def find_teacher(cfg: DictConfig, traffic: Traffic) -> nn.Module:
+    """The teacher of the configuration's folder or of the library, or one trained and put there.
+
+    Raises:
+        UserError: if that of the folder does not fit the data, or its files are damaged.
+    """
+    if cfg.sdkd.distill.teacher is not None:
+        with config_errors():
+            network, _ = load_forecaster(cfg.sdkd.distill.teacher, traffic.card)
+        print(f"Teacher: that of {cfg.sdkd.distill.teacher}.")
+        return network
+    folder = library_folder(cfg)
+    if has_forecaster(folder):
+        with config_errors():
+            network, _ = load_forecaster(folder, traffic.card)
+        print(f"Teacher: found in {folder}.")
+        return network
+    card = forecaster(cfg, cfg.teacher, traffic)
+    pl.seed_everything(cfg.seed, verbose=False)
+    with config_errors():
+        network = card.make()
+    options = predictor_options(cfg, cfg.teacher, traffic)
+    train(cfg, TEACHER, cfg.teacher, PlainPredictor(model=network, **options), traffic.module)
+    save_forecaster(folder, network, card)
+    print(f"Teacher: saved in {folder}.")
+    return network
+
+
+def train_student(
+    cfg: DictConfig, traffic: Traffic, name: str, teacher: nn.Module | None
+) -> nn.Module:
+    """A student of the configuration, alone where there is no teacher."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    card = forecaster(cfg, cfg, traffic)
+    windows = traffic.windows
+    with config_errors():
+        network = card.make()
+        options = predictor_options(cfg, cfg, traffic) | {"model": network}
+        if teacher is None:
+            predictor = PlainPredictor(**options)
+        else:
+            distill = DistillOptions.from_config(cfg.sdkd.distill).predictor_arguments(
+                windows.edge_index, windows.edge_weight, windows.n_nodes
+            )
+            example = dict(next(iter(traffic.module.train_dataloader())).input)
+            predictor = DistillationPredictor(teacher, **distill, example=example, **options)
+    train(cfg, name, cfg, predictor, traffic.module)
+    save_forecaster(Path(cfg.run.dir) / name.replace(" ", "_"), network, card)
+    return network
+
+
+def score(cfg: DictConfig, traffic: Traffic, network: nn.Module) -> dict[str, float]:
+    """Errors on the test windows, in the units of the data, and cost."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = PlainPredictor(model=network, **predictor_options(cfg, cfg, traffic))
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        logger=DummyLogger(),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    (test,) = trainer.test(predictor, datamodule=traffic.module, verbose=False)
+    scores: dict[str, float] = {}
+    for minutes in ("", *(f"_at_{m}" for m in traffic.at)):
+        scores[f"mae{minutes}"] = test[f"test_mae{minutes}"]
+        scores[f"rmse{minutes}"] = math.sqrt(test[f"test_mse{minutes}"])
+        scores[f"mape{minutes}"] = 100 * test[f"test_mape{minutes}"]
+    batch = next(iter(traffic.module.test_dataloader(batch_size=1))).to(device)
+    inputs: dict[str, Tensor] = dict(batch.input)
+    scores["milliseconds"] = milliseconds_a_forecast(
+        predictor.to(device).eval(), inputs=inputs, device=device
+    )
+    return scores | {"parameters": float(parameter_count(network))}
+
+
+def report(cfg: DictConfig, traffic: Traffic, rows: pd.DataFrame, run: Run) -> None:
+    """Write and print the table."""
+    columns = {"mae": ("MAE", ".3f"), "rmse": ("RMSE", ".3f"), "mape": ("MAPE %", ".2f")}
+    for minutes in traffic.at:
+        columns |= {
+            f"{error}_at_{minutes}": (f"{heading.split()[0]} {minutes} min", style)
+            for error, (heading, style) in list(columns.items())[:3]
+        }
+    columns |= {"parameters": ("parameters", ",.0f"), "milliseconds": ("ms a forecast", ".2f")}
     lines = [
-        f"Traffic speeds, {WINDOW} steps in, the next {HORIZON} out, in miles an hour; "
-        f"{data.source}.",
-        f"Mean over {settings['seeds']} seed(s) (± standard deviation) on the last 20 % of the "
-        f"windows; the first 70 % are for training, 10 % for validation; masked errors at the "
-        f"horizons. Every student takes {preset.student_steps} steps of batch "
-        f"{preset.batch_size}; the weights with the least validation MAE count. One teacher, "
-        f"trained on all labels for {preset.teacher_steps} steps. Low band: below "
-        f"{preset.cutoff:g} of the graph's highest frequency. With a quarter of the labels the "
-        "readings of the whole training period still are inputs. Both distilled students count "
-        f"the teacher {preset.kd_weight:g} times; plain-MSE distillation has equal band weights, "
-        f"SDKD twice the weight on the high band. Times: one window on {experiment.device}, to be "
-        "compared within this table only.",
+        f"{traffic.source}: {traffic.windows.n_nodes} sensors, {cfg.window} steps in, {cfg.horizon}"
+        " out. Masked errors on the test windows, the last in time, in the units of the data, at "
+        f"the horizons and as a mean over all. Seed {cfg.seed}; weights with the least validation "
+        f"MAE; {cfg.teacher.epochs} epochs at most for the teacher, {cfg.epochs} for a student. "
+        "Times: one window, to be compared within this table only.",
         "",
-        format_table(rows, index=["setting", "model"], columns=COLUMNS),
+        format_table(rows, index=["model"], columns=columns),
         "",
     ]
-    lines += compare(rows, STUDENTS, column="mae_average", heading="MAE")
+    models = [name for name in (ALONE, DISTILLED) if name in set(rows.model)]
+    lines += compare(rows, models, column="mae", heading="MAE")
     text = "\n".join(lines) + "\n"
-    run.settings(settings)
     run.rows("results.csv", rows)
     run.text("table.md", text)
-
-    quarter = list(SETTINGS)[1]
-    shown = {
-        "teacher": forecasts["teacher"],
-        **{name: forecasts[f"{name}, {quarter}"] for name in STUDENTS},
-    }
-    run.figure("series.png", sensor_series(experiment, shown))
-    errors = {
-        name: torch.where(experiment.mask, forecast - experiment.truth, 0)
-        for name, forecast in shown.items()
-    }
-    spectra = {
-        name: binned_spectrum(*experiment.transform.spectrum(error))
-        for name, error in errors.items()
-    }
-    run.figure(
-        "error_spectra.png", error_spectra(spectra, experiment.bands.edges, "(miles an hour)²")
-    )
-    for setting in SETTINGS:
-        bars = band_bars(
-            band_means(rows[rows.setting == setting], ["teacher", *STUDENTS]), f"MSE, {setting}"
-        )
-        run.figure(f"band_errors_{setting.replace(' ', '_')}.png", bars)
     print(text)
-    print(f"Table, settings, figures and students' weights: {run.folder}")
+    print(f"Table, configuration and weights: {run.folder}")
 
 
-def sensor_series(experiment: Experiment, shown: dict[str, Tensor]) -> Any:
-    """The last day at the sensors with the most variable, the median and the steadiest speeds."""
-    at = AT["60"]
-    truth, mask = experiment.truth[:, at, :, 0], experiment.mask[:, at, :, 0]
-    day = slice(max(0, len(truth) - 288), None)
-    order = truth[day].std(0).argsort(descending=True)
-    sensors = [int(order[i * (len(order) - 1) // 2]) for i in range(3)]
-    hours = np.arange(len(truth[day])) / 12
-    return series(
-        hours,
-        truth[day][:, sensors].T.numpy(),
-        mask[day][:, sensors].T.numpy(),
-        {name: f[day, at][:, sensors, 0].T.numpy() for name, f in shown.items()},
-        [f"sensor {experiment.data.node_ids[i]}, forecast 60 minutes before" for i in sensors],
-        "miles an hour",
+def run_stages(cfg: DictConfig) -> pd.DataFrame:
+    """The stages of the configuration: data, models, table.
+
+    Raises:
+        UserError: if the configuration, the data or a teacher's folder are not as they should be.
+    """
+    run = Run(cfg.run.dir)
+    with config_errors():
+        check_config(cfg)
+        traffic = load_data(cfg)
+    print(f"Traffic: {traffic.source}; {traffic.windows.n_nodes} sensors.")
+    stages = STAGES[cfg.stage]
+    networks = {TEACHER: find_teacher(cfg, traffic)} if TEACHER in stages else {}
+    for name in stages:
+        if name != TEACHER:
+            teacher = networks[TEACHER] if name == DISTILLED else None
+            networks[name] = train_student(cfg, traffic, name, teacher)
+    rows = pd.DataFrame(
+        [
+            {"setting": cfg.dataset.name, "seed": cfg.seed, "model": name}
+            | score(cfg, traffic, network)
+            for name, network in networks.items()
+        ]
     )
+    report(cfg, traffic, rows, run)
+    return rows
 
 
-def main() -> None:
-    """Read the command line and run."""
-    parser = argparse.ArgumentParser(description="Distil a GraphMixer from a GraphAlterNet.")
-    parser.add_argument("--preset", choices=list(PRESETS), default="quick")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: 1)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--data", help="folder with traffic files, or metr_la; else simulated")
-    parser.add_argument("--start", help="first time of a csv pair, such as 2012-03-01")
-    parser.add_argument("--missing", choices=["none", "zeros", "nan"], default="none")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/metr_la"), help="default: %(default)s"
-    )
-    options = parser.parse_args()
-    # What they say at lower levels is of no use to whom runs an example.
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    logging.getLogger("tsl").setLevel(logging.ERROR)
-    with command_line_errors(parser.prog):
-        run_experiment(PRESETS[options.preset], options)
+def run_traffic(cfg: DictConfig) -> None:
+    """What tsl's ``Experiment`` runs: bad input is one line and exit code 2."""
+    with command_line_errors("metr_la.py"):
+        run_stages(cfg)
 
 
 if __name__ == "__main__":
-    main()
+    # What they say at lower levels is of no use to whom runs an example.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("tsl").setLevel(logging.ERROR)
+    Experiment(run_fn=run_traffic, config_path="conf", config_name="metr_la").run()

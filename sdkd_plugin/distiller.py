@@ -62,6 +62,25 @@ class DistillationTerms:
     band_weights: Tensor | None
     teacher_weights: Tensor | None
 
+    def scalars(self) -> dict[str, Tensor]:
+        """One number a name, without gradient, for a logger.
+
+        Example:
+            >>> zero = torch.tensor(0.0)
+            >>> terms = DistillationTerms(zero, zero, torch.zeros(2), {}, torch.ones(2), None)
+            >>> list(terms.scalars())
+            ['total', 'task', 'kd_band_0', 'kd_band_1', 'weight_0', 'weight_1']
+        """
+        scalars = {"total": self.total.detach(), "task": self.task}
+        for name, values in {
+            "kd_band": self.frequency,
+            "weight": self.band_weights,
+            "teacher_weight": self.teacher_weights,
+        }.items():
+            for i, value in enumerate(() if values is None else values):
+                scalars[f"{name}_{i}"] = value
+        return scalars | {f"kd_{name}": value for name, value in self.features.items()}
+
 
 class SDKDDistiller(nn.Module):
     """Frozen teachers, a student, and the loss that pulls the one towards the others.

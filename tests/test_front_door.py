@@ -4,9 +4,14 @@ Each check runs in a process of its own, where nothing has been imported before.
 """
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 import sdkd_plugin
 
@@ -39,6 +44,8 @@ STRANGERS = [
     "neuralop",
     "tsl",
     "hydra",
+    "hydra_plugins",
+    "omegaconf",
     "lightning",
     "pytorch_lightning",
     "torch_geometric",
@@ -114,3 +121,26 @@ def test_import_leaves_warnings_loggers_and_random_states_alone():
 def test_import_is_fast():
     # A second and a third try are for a machine that is busy with other tests.
     assert any(answer(SECONDS) < 2.5 for _ in range(3))
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_configs_and_the_hydra_plugin(tmp_path):
+    root = Path(__file__).parents[1]
+    for name in ("sdkd_plugin", "hydra_plugins"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / name, tmp_path / "tree" / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path / "tree" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command += ["--quiet", "--wheel-dir", str(tmp_path), str(tmp_path / "tree")]
+    subprocess.run(command, check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = root / "sdkd_plugin/conf"
+    configs = {str(path.relative_to(root)) for path in folder.rglob("*.yaml")}
+    assert configs
+    assert configs <= names
+    assert "hydra_plugins/sdkd_searchpath/__init__.py" in names
+    # A namespace that other plugins share has no __init__.py: it would hide theirs.
+    assert "hydra_plugins/__init__.py" not in names
+    assert not [name for name in names if name.startswith(("tests/", "examples/"))]

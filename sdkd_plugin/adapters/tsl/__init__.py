@@ -4,15 +4,59 @@ Importing this makes tsl importable where its compiled extensions are absent, an
 """
 
 from sdkd_plugin.adapters.tsl._host import STANDINS  # before all that imports the host
+from sdkd_plugin.adapters.tsl.answers import number_windows
+from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor, load_weights
 from sdkd_plugin.adapters.tsl.data import load_traffic, spatiotemporal_dataset
+from sdkd_plugin.adapters.tsl.datasets import DATASETS, TrafficDataset, get_dataset
+from sdkd_plugin.adapters.tsl.forecaster import (
+    DataCard,
+    Forecaster,
+    has_forecaster,
+    load_forecaster,
+    save_forecaster,
+)
+from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
 from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
+from sdkd_plugin.adapters.tsl.options import DistillOptions
 from sdkd_plugin.adapters.tsl.predictor import DistillationPredictor
+from sdkd_plugin.adapters.tsl.registry import (
+    get_model_class,
+    get_optimizer_class,
+    get_scheduler_class,
+    make_model,
+    refuse_targets,
+)
+from sdkd_plugin.adapters.tsl.resuming import SeededDataModule, SeededEpochs
+from sdkd_plugin.adapters.tsl.sensors import OnSensors, SharedSensors, match_sensors
 
 __all__ = [
+    "DATASETS",
     "STANDINS",
+    "DataCard",
+    "DisjointGraphs",
+    "DistillOptions",
     "DistillationPredictor",
+    "Forecaster",
+    "OnSensors",
+    "PlainPredictor",
     "SDKDStudent",
     "SDKDTeacher",
+    "SeededDataModule",
+    "SeededEpochs",
+    "SharedSensors",
+    "TrafficDataset",
+    "get_dataset",
+    "get_model_class",
+    "get_optimizer_class",
+    "get_scheduler_class",
+    "has_forecaster",
+    "load_forecaster",
     "load_traffic",
+    "load_weights",
+    "make_model",
+    "match_sensors",
+    "number_windows",
+    "refuse_targets",
+    "save_forecaster",
     "spatiotemporal_dataset",
 ]

@@ -18,7 +18,7 @@ from sdkd_plugin.adapters.tsl.answers import WindowAnswers, first_steps, known_i
 from sdkd_plugin.adapters.tsl.checkpoint import PlainCheckpoints
 from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
 from sdkd_plugin.adapters.tsl.sensors import OnSensors, SharedSensors
-from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
+from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.latents import LatentPair
 from sdkd_plugin.losses import (
     AbstractAggregation,
@@ -197,9 +197,8 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
         self.train_metrics.update(forecast.detach(), y, mask)
         self.log_metrics(self.train_metrics, batch_size=batch.batch_size)
         self.log_loss("train", terms.total, batch_size=batch.batch_size)
-        self.log_dict(
-            terms_to_log(terms), on_step=False, on_epoch=True, batch_size=batch.batch_size
-        )
+        logged = {f"train_{n}": value for n, value in terms.scalars().items() if n != "total"}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.batch_size)
         return terms.total
 
 
@@ -244,23 +243,3 @@ def _check_sensors(distiller: SDKDDistiller) -> None:
             f"sensors and `transform` is a {type(transform).__name__}, expected "
             "SharedSensors(transform, match.student, n_nodes), which leaves out the others."
         )
-
-
-def terms_to_log(terms: DistillationTerms) -> dict[str, Tensor]:
-    """The terms by the names under which they are logged.
-
-    Example:
-        >>> import torch
-        >>> zero = torch.tensor(0.0)
-        >>> terms = DistillationTerms(zero, zero, torch.zeros(2), {}, torch.ones(2), torch.ones(1))
-        >>> list(terms_to_log(terms))
-        ['train_task', 'train_kd_band_0', 'train_kd_band_1', 'train_weight_0', 'train_weight_1']
-    """
-    logged = {"train_task": terms.task}
-    for i, error in enumerate(() if terms.frequency is None else terms.frequency):
-        logged[f"train_kd_band_{i}"] = error
-    for i, weight in enumerate(() if terms.band_weights is None else terms.band_weights):
-        logged[f"train_weight_{i}"] = weight
-    for name, value in terms.features.items():
-        logged[f"train_kd_{name}"] = value
-    return logged
