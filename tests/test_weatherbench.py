@@ -1,0 +1,346 @@
+"""WeatherBench's netCDF folders and zarr stores, written as the published ones are."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from sdkd_plugin.data import (
+    WeatherData,
+    latitude_weighted_rmse,
+    latitude_weights,
+    read_weatherbench,
+)
+
+LATITUDE = np.linspace(-78.75, 78.75, 8)  # 22.5 degrees, made as WeatherBench's grids are
+LONGITUDE = np.arange(16) * 22.5
+LEVELS = [50, 500, 850]
+
+
+def hours(start: str, periods: int, step: str = "h") -> pd.DatetimeIndex:
+    return pd.date_range(start, periods=periods, freq=step)
+
+
+def surface(times: pd.DatetimeIndex, name: str = "t2m", seed: int = 0) -> xr.DataArray:
+    values = np.random.default_rng(seed).normal(280, 10, (len(times), 8, 16)).astype(np.float32)
+    axes = {"time": times, "lat": LATITUDE, "lon": LONGITUDE}
+    return xr.DataArray(values, axes, name=name, attrs={"units": "K"})
+
+
+def pressure(times: pd.DatetimeIndex, name: str = "z", seed: int = 1) -> xr.DataArray:
+    values = np.random.default_rng(seed).normal(0, 1e4, (len(times), 3, 8, 16)).astype(np.float32)
+    axes = {"time": times, "level": np.int32(LEVELS), "lat": LATITUDE, "lon": LONGITUDE}
+    return xr.DataArray(values, axes, name=name, attrs={"units": "m**2 s**-2"})
+
+
+def write_year(root: Path, variable: str, array: xr.DataArray, year: str) -> Path:
+    folder = root / f"{variable}_5.625deg"
+    folder.mkdir(exist_ok=True)
+    array.to_netcdf(folder / f"{variable}_{year}_5.625deg.nc", engine="h5netcdf")
+    return folder
+
+
+@pytest.fixture
+def weatherbench1(tmp_path: Path) -> tuple[Path, xr.DataArray, xr.DataArray]:
+    """The turn of a year, in two files for each of two variables."""
+    times = hours("2016-12-31 14:00", 20)
+    t2m, z = surface(times), pressure(times)
+    for array, variable in ((t2m, "2m_temperature"), (z, "geopotential")):
+        for year in ("2016", "2017"):
+            write_year(tmp_path, variable, array.sel(time=year), year)
+    return tmp_path, t2m, z
+
+
+def weatherbench2(folder: Path, times: pd.DatetimeIndex, **encoding: Any) -> xr.Dataset:
+    """Longitude before latitude, and north before south, as in some of the published stores."""
+    data = xr.Dataset(
+        {
+            "2m_temperature": surface(times, "2m_temperature"),
+            "geopotential": pressure(times, "geopotential"),
+        }
+    )
+    stored = data.rename(lat="latitude", lon="longitude").isel(latitude=slice(None, None, -1))
+    stored = stored.transpose("time", "level", "longitude", "latitude")
+    stored.to_zarr(folder, zarr_format=2, encoding=encoding)
+    return data
+
+
+def test_netcdf_folders(weatherbench1: tuple[Path, xr.DataArray, xr.DataArray]) -> None:
+    root, t2m, z = weatherbench1
+    read = read_weatherbench(root, {"z": [850, 500], "t2m": None})
+    assert read.fields.dtype == torch.float32
+    assert read.channels == ("z_850", "z_500", "t2m")
+    assert read.units == ("m**2 s**-2", "m**2 s**-2", "K")
+    assert read.index.equals(t2m.indexes["time"])
+    expected = np.stack([z.sel(level=850), z.sel(level=500), t2m], axis=1)
+    assert np.array_equal(read.fields.numpy(), expected)
+    assert np.array_equal(read.latitude.numpy(), LATITUDE.astype(np.float32))
+    assert np.array_equal(read.longitude.numpy(), LONGITUDE.astype(np.float32))
+
+
+def test_all_levels_and_folders_given_one_by_one(
+    weatherbench1: tuple[Path, xr.DataArray, xr.DataArray],
+) -> None:
+    root, _, z = weatherbench1
+    folders = [root / "geopotential_5.625deg", root / "2m_temperature_5.625deg"]
+    read = read_weatherbench(folders, {"z": None})
+    assert read.channels == ("z_50", "z_500", "z_850")
+    assert np.array_equal(read.fields.numpy(), z.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "every"),
+    [
+        (None, None, 6),
+        (None, None, 7),
+        ("2016-12-31 20:00", "2017-01-01 03:00", 1),
+        ("2017", None, 3),
+        (None, "2016", 4),
+        (None, None, 13),
+    ],
+)
+def test_times_are_chosen_across_files(
+    weatherbench1: tuple[Path, xr.DataArray, xr.DataArray],
+    start: str | None,
+    stop: str | None,
+    every: int,
+) -> None:
+    root, t2m, _ = weatherbench1
+    expected = t2m.sel(time=slice(start, stop)).isel(time=slice(None, None, every))
+    read = read_weatherbench(root, {"t2m": None}, start=start, stop=stop, every=every)
+    assert read.index.equals(pd.DatetimeIndex(expected.indexes["time"]))
+    assert np.array_equal(read.fields[:, 0].numpy(), expected.to_numpy())
+
+
+def test_files_of_one_level(tmp_path: Path) -> None:
+    z = pressure(hours("2017-01-01", 4)).sel(level=500)  # keeps the level as a scalar
+    z.to_netcdf(tmp_path / "geopotential_500_2017_5.625deg.nc", engine="h5netcdf")
+    for levels in ([500], None):
+        read = read_weatherbench(tmp_path, {"z": levels})
+        assert read.channels == ("z_500",)
+        assert np.array_equal(read.fields[:, 0].numpy(), z.to_numpy())
+    with pytest.raises(ValueError, match=r"levels \[850\] of 'z', expected some of \[500\]"):
+        read_weatherbench(tmp_path, {"z": [850]})
+
+
+def test_seconds_are_numbers(tmp_path: Path) -> None:
+    period = surface(hours("2017-01-01", 4), "mwp").assign_attrs(units="s")
+    period.to_netcdf(tmp_path / "mean_wave_period_2017.nc", engine="h5netcdf")
+    read = read_weatherbench(tmp_path, {"mwp": None})
+    assert read.units == ("s",)
+    assert np.array_equal(read.fields[:, 0].numpy(), period.to_numpy())
+
+
+def test_netcdf3(tmp_path: Path) -> None:
+    t2m = surface(hours("2017-01-01", 4))
+    t2m.to_netcdf(tmp_path / "t.nc", engine="scipy", format="NETCDF3_CLASSIC")
+    read = read_weatherbench(tmp_path / "t.nc", {"t2m": None})
+    assert np.array_equal(read.fields[:, 0].numpy(), t2m.to_numpy())
+
+
+@pytest.mark.parametrize("how", ["path", "address"])
+def test_zarr_store_comes_out_south_to_north(tmp_path: Path, how: str) -> None:
+    store = tmp_path / "era5_64x32.zarr"
+    data = weatherbench2(store, hours("2020-01-01", 8, "6h"))
+    given = store if how == "path" else store.as_uri()
+    read = read_weatherbench(given, {"2m_temperature": None, "geopotential": [500]}, every=2)
+    assert read.channels == ("2m_temperature", "geopotential_500")
+    assert np.array_equal(read.latitude.numpy(), LATITUDE.astype(np.float32))
+    expected = np.stack([data["2m_temperature"], data["geopotential"].sel(level=500)], axis=1)
+    assert np.array_equal(read.fields.numpy(), expected[::2])
+
+
+def test_nothing_but_the_chosen_part_is_read(tmp_path: Path) -> None:
+    store = tmp_path / "era5.zarr"
+    weatherbench2(store, hours("2020-01-01", 4), geopotential={"chunks": (2, 1, 16, 8)})
+    (store / "geopotential" / "1.0.0.0").write_bytes(b"damaged")
+    read_weatherbench(store, {"geopotential": [500, 850]})
+    read_weatherbench(store, {"geopotential": [50]}, stop="2020-01-01 01:00")
+    with pytest.raises(ValueError, match=r"era5.zarr cannot be read.*Fetch it again"):
+        read_weatherbench(store, {"geopotential": [50]})
+
+
+def test_files_are_closed(tmp_path: Path) -> None:
+    file = tmp_path / "t.nc"
+    surface(hours("2017-01-01", 4)).to_netcdf(file, engine="h5netcdf")
+    read_weatherbench(file, {"t2m": None})
+    # HDF5 refuses to write a file that is open for reading.
+    with xr.open_dataset(file) as content:
+        changed = content.load()
+    changed.to_netcdf(file, engine="h5netcdf", mode="w")
+
+
+def test_damaged_files_name_themselves(tmp_path: Path) -> None:
+    file = tmp_path / "2m_temperature_2017.nc"
+    surface(hours("2017-01-01", 50)).to_netcdf(file, engine="h5netcdf")
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"not netCDF", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"2m_temperature_2017.nc cannot be read: \w+"):
+            read_weatherbench(tmp_path, {"t2m": None})
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(ValueError, match=r"empty.zarr cannot be read"):
+        read_weatherbench(tmp_path / "empty.zarr", {"t2m": None})
+
+
+def test_absent_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist, expected a netCDF file"):
+        read_weatherbench(tmp_path / "nowhere", {"t2m": None})
+    with pytest.raises(FileNotFoundError, match=r"holds no file \*.nc and is no zarr store"):
+        read_weatherbench(tmp_path, {"t2m": None})
+    with pytest.raises(ValueError, match="`paths` is empty"):
+        read_weatherbench([], {"t2m": None})
+
+
+def test_unknown_choices_list_what_there_is(
+    weatherbench1: tuple[Path, xr.DataArray, xr.DataArray],
+) -> None:
+    root, _, _ = weatherbench1
+    for variables, message in (
+        ({"t850": None}, r"`variables` has 't850', expected some of \['t2m', 'z'\]"),
+        ({"z": [500, 700]}, r"levels \[500, 700\] of 'z', expected some of \[50, 500, 850\]"),
+        ({"z": []}, r"levels \[\] of 'z', expected some of"),
+        ({"t2m": [500]}, r"asks for levels \[500\] of 't2m', which has none in .*; pass None"),
+        ({}, "`variables` is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_weatherbench(root, variables)
+    for bounds, message in (
+        ({"start": "2018"}, "expected times from 2016-12-31 14:00:00 to 2017-01-01 09:00:00"),
+        ({"stop": "soon"}, "`stop` is 'soon', expected times such as"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_weatherbench(root, {"t2m": None}, **bounds)
+    with pytest.raises(ValueError, match="`every` is 0, expected an integer of at least 1"):
+        read_weatherbench(root, {"t2m": None}, every=0)
+
+
+def refused(array: xr.DataArray, folder: Path, message: str) -> None:
+    array.to_netcdf(folder / "file.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=message):
+        read_weatherbench(folder / "file.nc", {str(array.name): None})
+
+
+def test_times_that_do_not_ascend(tmp_path: Path) -> None:
+    t2m = surface(hours("2017-01-01", 6))
+    refused(t2m.isel(time=[0, 2, 1, 3]), tmp_path, "time goes from 2017-01-01 02:00:00 to")
+    refused(t2m.isel(time=[0, 1, 1, 2]), tmp_path, "expected times that ascend and do not repeat")
+    refused(t2m.isel(time=[0, 1, 4, 5]), tmp_path, r"from 2017-01-01 01:00:00 to .* 04:00:00")
+    refused(t2m.isel(time=[]), tmp_path, "0 times of type")
+    refused(t2m.drop_vars("time"), tmp_path, r"the axes \['time'\] of 't2m' have no coordinates")
+    numbers = t2m.assign_coords(time=np.arange(6))
+    refused(numbers, tmp_path, "6 times of type int64, expected dates")
+
+
+def test_a_missing_year_is_a_gap(tmp_path: Path) -> None:
+    for year in ("2015", "2017"):
+        write_year(tmp_path, "2m_temperature", surface(hours(f"{year}-01-01", 4)), year)
+    with pytest.raises(ValueError, match=r"from 2015-01-01 03:00:00 to 2017-01-01 00:00:00, expec"):
+        read_weatherbench(tmp_path, {"t2m": None})
+    assert len(read_weatherbench(tmp_path, {"t2m": None}, start="2016").index) == 4
+
+
+def test_other_axes(tmp_path: Path) -> None:
+    t2m = surface(hours("2017-01-01", 4))
+    refused(t2m.isel(time=0), tmp_path, r"has the axes \['lat', 'lon'\], expected time, lat and")
+    refused(t2m.expand_dims(number=[0]), tmp_path, r"\['number', 'time', 'lat', 'lon'\]")
+
+
+def test_values_that_are_missing_are_said(tmp_path: Path) -> None:
+    sea = surface(hours("2017-01-01", 4), "sst").where(LATITUDE[:, None] > 0)
+    refused(sea, tmp_path, re.escape("(sst)` has 256 of 512 values that are NaN or Inf"))
+
+
+def test_files_that_do_not_go_together(tmp_path: Path) -> None:
+    times = hours("2017-01-01", 4)
+    later = hours("2017-01-01 04:00", 4)
+    first = surface(times)
+
+    def both(other: xr.DataArray, message: str) -> None:
+        first.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+        other.to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
+        names = dict.fromkeys(sorted({"t2m", str(other.name)}))
+        with pytest.raises(ValueError, match=message):
+            read_weatherbench(tmp_path, names)
+
+    both(surface(times), r"is in .*a.nc until 2017-01-01 03:00:00 and in .*b.nc from 2017-01-01 00")
+    both(pressure(later), r"'z' has 4 times from 2017-01-01 04:00:00 .* expected the same")
+    both(surface(later).isel(lat=slice(2, 6)), r"b.nc has 4 points from -33.75 to 33.75 along lat")
+    both(surface(later).assign_attrs(units="degC"), r"b.nc has 't2m' in 'degC' and .*a.nc in 'K'")
+    both(pressure(later, "t2m"), r"b.nc has 't2m' on the axes \['time', 'level'")
+    shifted = surface(times, "t").assign_coords(lon=LONGITUDE - 180)
+    both(shifted, r"a.nc has 16 points from 0 to 337.5 along lon, and .*b.nc 16 from -180 to 157.5")
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_data_that_no_reader_would_build() -> None:
+    good: dict[str, Any] = {
+        "fields": torch.zeros(3, 2, 4, 8),
+        "latitude": torch.linspace(-60, 60, 4),
+        "longitude": torch.arange(8.0) * 45,
+        "index": hours("2017-01-01", 3),
+        "channels": ("t2m", "z_500"),
+        "units": ("K", "m**2 s**-2"),
+    }
+    WeatherData(**good)
+    for change, message in (
+        ({"fields": torch.zeros(3, 2, 8, 4)}, r"`fields` has shape \(3, 2, 8, 4\), expected"),
+        ({"units": ("K",)}, "`units` has 1 entries, expected 2"),
+        ({"latitude": good["latitude"].flip(0)}, r"`latitude` does not ascend .*from 60 to -60"),
+        ({"longitude": torch.zeros(8)}, "`longitude` does not ascend"),
+        ({"index": hours("2017-01-01", 3)[[0, 2, 1]]}, "expected equal steps forward"),
+        ({"index": hours("2017-01-01", 3)[[0, 0, 0]]}, "expected equal steps forward"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            WeatherData(**(good | change))
+
+
+def test_without_xarray_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.nc").touch()
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ImportError, match=r"pip install 'sdkd_plugin\[weather\]'"):
+        read_weatherbench(tmp_path, {"t2m": None})
+
+
+def test_latitude_weights_are_areas() -> None:
+    # On a grid without poles the area of a cell goes exactly with the cosine.
+    latitude = torch.from_numpy(LATITUDE)
+    cosine = torch.cos(torch.deg2rad(latitude))
+    torch.testing.assert_close(latitude_weights(latitude), cosine / cosine.mean())
+    torch.testing.assert_close(latitude_weights(latitude.flip(0)), latitude_weights(latitude))
+    # With rows on the poles these have half a cell each: weights stay above 0 and sum to the rows.
+    poles = latitude_weights(torch.linspace(-90, 90, 5, dtype=torch.float64))
+    half = 1 - np.sin(np.deg2rad(67.5))
+    torch.testing.assert_close(poles[0], torch.tensor(half / 2 * 5, dtype=torch.float64))
+    assert latitude_weights(torch.tensor([12.0])).tolist() == [1.0]
+
+
+def test_weighted_rmse_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    forecast, truth = torch.randn(2, 3, 5, 2, 8, 16, generator=generator).double()
+    latitude = torch.from_numpy(LATITUDE)
+    weights = np.cos(np.deg2rad(LATITUDE)) / np.cos(np.deg2rad(LATITUDE)).mean()
+    error = (forecast - truth).numpy()
+    expected = [np.sqrt((weights[:, None] * error[:, :, c] ** 2).mean()) for c in range(2)]
+    measured = latitude_weighted_rmse(forecast, truth, latitude)
+    assert measured.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_bad_latitudes() -> None:
+    for latitude in ([0.0, 1.0, 0.5], [0.0, 95.0], [0.0, 0.0], []):
+        with pytest.raises(ValueError, match=r"expected degrees in \[-90, 90\] that ascend"):
+            latitude_weights(torch.tensor(latitude))
+    fields = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(ValueError, match=r"`latitude` has shape \(3,\), expected \(4,\)"):
+        latitude_weighted_rmse(fields, fields, torch.arange(3.0))
+    with pytest.raises(ValueError, match=r"`truth` has shape \(1, 1, 4, 1\), expected"):
+        latitude_weighted_rmse(fields, fields[..., :1], torch.arange(4.0))
