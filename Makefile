@@ -7,7 +7,8 @@ OUT ?= runs/ns_2d
 # Marks a finished installation: a changed pin or dependency renews it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install example example-traffic test test-all test-gpu lint types bench clean
+.PHONY: install example example-traffic test test-all test-gpu lint types bench ablation \
+	traffic-week clean
 
 install: $(INSTALLED)
 
@@ -33,6 +34,7 @@ test-all: lint types
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/frequency_loss.py --device cuda
+	$(BIN)/python benchmarks/neuralop_epoch.py --device cuda
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -45,6 +47,14 @@ types: install
 bench: install
 	$(BIN)/python benchmarks/frequency_loss.py
 	$(BIN)/python benchmarks/navier_stokes_convergence.py
+	$(BIN)/python benchmarks/neuralop_epoch.py
+
+# Half an hour and an hour on two cores; DATA is a folder with traffic files.
+ablation: install
+	$(BIN)/python benchmarks/ablation.py $(if $(DATA),--data $(DATA))
+
+traffic-week: install
+	$(BIN)/python benchmarks/traffic_week.py --data $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -27,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from sdkd_plugin._checks import check_choice
 from sdkd_plugin.adapters.tsl import (
@@ -55,9 +57,11 @@ from sdkd_plugin.report import (
     milliseconds_a_forecast,
     parameter_count,
 )
+from sdkd_plugin.report.figures import series
 
 # After the adapter, which makes tsl importable where its compiled extensions are absent.
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset  # isort: skip
+from tsl.data.loader import StaticGraphLoader  # isort: skip
 from tsl.data.preprocessing import StandardScaler  # isort: skip
 from tsl.engines import Predictor  # isort: skip
 from tsl.metrics.torch import MaskedMAE, MaskedMAPE, MaskedMSE  # isort: skip
@@ -334,6 +338,33 @@ def score(cfg: DictConfig, traffic: Traffic, network: nn.Module) -> dict[str, fl
     return scores | {"parameters": float(parameter_count(network))}
 
 
+@torch.no_grad()
+def sensor_series(traffic: Traffic, networks: dict[str, nn.Module]) -> Any:
+    """The last day of the test at the sensors of the most variable, median and steadiest readings.
+
+    Each model's forecast of the farthest horizon of the table, made that long before.
+    """
+    minutes, at = list(traffic.at.items())[-1]
+    windows = range(len(traffic.module.testset))[-round(1440 / minutes * (at + 1)) :]
+    batches = list(StaticGraphLoader(Subset(traffic.module.testset, windows), batch_size=64))
+    truth, seen = (torch.cat([b[name][:, at, :, 0] for b in batches]) for name in ("y", "mask"))
+    order = truth.std(0).argsort(descending=True)
+    sensors = order[[0, len(order) // 2, -1]].tolist()
+    forecasts = {}
+    for name, network in networks.items():
+        predictor = PlainPredictor(model=network.cpu()).eval()
+        forecast = torch.cat([predictor.predict_batch(b)[:, at, :, 0] for b in batches])
+        forecasts[name] = forecast[:, sensors].T.numpy()
+    return series(
+        np.arange(len(truth)) * minutes / (at + 1) / 60,
+        truth[:, sensors].T.numpy(),
+        seen[:, sensors].T.numpy().astype(bool),
+        forecasts,
+        [f"sensor {traffic.card.node_ids[i]}, forecast {minutes} minutes before" for i in sensors],
+        "units of the data",
+    )
+
+
 def report(cfg: DictConfig, traffic: Traffic, rows: pd.DataFrame, run: Run) -> None:
     """Write and print the table."""
     columns = {"mae": ("MAE", ".3f"), "rmse": ("RMSE", ".3f"), "mape": ("MAPE %", ".2f")}
@@ -359,7 +390,7 @@ def report(cfg: DictConfig, traffic: Traffic, rows: pd.DataFrame, run: Run) -> N
     run.rows("results.csv", rows)
     run.text("table.md", text)
     print(text)
-    print(f"Table, configuration and weights: {run.folder}")
+    print(f"Table, configuration, picture and weights: {run.folder}")
 
 
 def run_stages(cfg: DictConfig) -> pd.DataFrame:
@@ -386,6 +417,8 @@ def run_stages(cfg: DictConfig) -> pd.DataFrame:
             for name, network in networks.items()
         ]
     )
+    if traffic.at:
+        run.figure("series.png", sensor_series(traffic, networks))
     report(cfg, traffic, rows, run)
     return rows
 

@@ -121,7 +121,8 @@ def test_all_stages_on_a_csv_pair_and_the_teacher_is_found_again(
     assert "Training: teacher." in printed
     assert "METR-LA" not in printed
     written = {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert {"results.csv", "table.md", "forecaster.safetensors", "forecaster.yaml"} == written
+    weights = {"forecaster.safetensors", "forecaster.yaml"}
+    assert {"results.csv", "table.md", "series.png"} | weights == written
 
     # The weights forecast as the model that the table is of.
     traffic = example.load_data(cfg := configure(tmp_path / "again", *csv_pair))

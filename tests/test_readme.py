@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sdkd_plugin.adapters.neuralop import REGISTERED, distillation_dataset
+from sdkd_plugin.adapters.neuralop import REGISTERED, TrainerLoss, distillation_dataset
 from sdkd_plugin.adapters.tsl import SDKDTeacher
 
 from neuralop import Trainer  # isort: skip
@@ -29,7 +29,7 @@ def block_with(text: str) -> str:
 
 
 def test_every_block_is_run_below():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_ten_lines():
@@ -47,7 +47,7 @@ def test_behind_neuraloperator():
     x, y = torch.randn(8, 2, 32, 32), torch.randn(8, 1, 32, 32)
     optimizer = torch.optim.Adam(student.parameters())
     run(
-        block_with("TrainerLoss"),
+        block_with("import TrainerLoss"),
         teacher=teacher,
         student=student,
         trainer=Trainer(model=student, n_epochs=1),
@@ -57,6 +57,29 @@ def test_behind_neuraloperator():
         scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
     )
     assert not all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("student_kind", ["fno", "unet"])
+def test_a_fourier_neural_operator_teaches(student_kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
+    block = block_with("load_navier_stokes(").replace("navier_stokes(60, ", "navier_stokes(4, ")
+    for size, smaller in (("n_train=40", "n_train=2"), ("[20, 20], b", "[2, 2], b")):
+        assert size in block
+        block = block.replace(size, smaller)  # the solver takes long for sixty
+    names = run(block, student_kind=student_kind)
+    student, distiller = names["student"], names["distiller"]
+    loss = TrainerLoss(distiller)
+    optimizer = torch.optim.Adam(distiller.parameters())
+    trainer = Trainer(model=student, n_epochs=1, data_processor=names["data_processor"])
+    metrics = trainer.train(
+        names["train_loader"],
+        names["test_loaders"],
+        optimizer,
+        torch.optim.lr_scheduler.ConstantLR(optimizer),
+        training_loss=loss,
+    )
+    assert {"16_l2", "32_l2"} <= set(metrics)
+    assert loss.last_terms.features
 
 
 def test_behind_tsl():

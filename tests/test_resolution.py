@@ -193,3 +193,37 @@ def test_cropping_agrees_with_resampling_on_the_shared_grid():
     torch.testing.assert_close(
         resample_frequencies(x, source, target), crop_frequencies(x, source, target)
     )
+
+
+def test_a_teacher_at_one_resolution_teaches_at_another_through_the_hosts_trainer():
+    """A U-Net with zero padding, bound to its 32 x 32, teaches one that sees 16 x 16."""
+    from neuralop import Trainer
+    from torch.utils.data import DataLoader
+
+    from sdkd_plugin.adapters.neuralop import REGISTERED, TrainerLoss, distillation_dataset
+    from sdkd_plugin.data import navier_stokes
+
+    fields = navier_stokes(6, resolution=16, solver_resolution=32, duration=4.0, cache=False)
+    x, y = fields[:, :2], fields[:, 2:4]
+    torch.manual_seed(0)
+    sizes = {"in_channels": 2, "out_channels": 2}
+    teacher = AtResolution(REGISTERED["sdkd_unet"](width=8, padding="zeros", **sizes), (32, 32))
+    student = REGISTERED["sdkd_unet"](width=6, **sizes)
+    distiller = SDKDDistiller(
+        teacher,
+        student,
+        GridTransform((16, 16)),
+        latents=[LatentPair("latent", "latent", weight=0.1)],
+        example={"x": x[:1]},
+    )
+    told = []
+    optimizer = torch.optim.Adam(distiller.parameters(), 3e-3)
+    Trainer(model=student, n_epochs=25).train(
+        DataLoader(distillation_dataset(x, y, torch.zeros(6, dtype=torch.bool)), 6),
+        {},
+        optimizer,
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        training_loss=TrainerLoss(distiller, on_step=told.append),
+    )
+    assert float(told[-1].frequency.sum()) < 0.3 * float(told[0].frequency.sum())
+    assert all(float(terms.task) == 0 for terms in told)
