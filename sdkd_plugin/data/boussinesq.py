@@ -16,7 +16,6 @@ Axis -2 of every field is x, point i of n at i / n of the period; axis -1 is z, 
 """
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -27,8 +26,9 @@ from torch.fft import irfft, rfft
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin.data.etdrk4 import etdrk4
 from sdkd_plugin.data.plate_modes import gauss_points, heat_modes, stokes_modes
-from sdkd_plugin.data.vorticity import _etdrk4_coefficients, check_times
+from sdkd_plugin.data.vorticity import check_times
 
 # As in `vorticity`: three times Runge-Kutta's limit, what such a step leaves is no flow.
 _HOPELESS_CFL = 4.0
@@ -124,7 +124,7 @@ def solve(
         )
 
     flow = _Flow(rayleigh, prandtl, aspect_ratio, fields)
-    step = _etdrk4(flow, dt)
+    step = etdrk4(flow.diffusion, flow.tendency, flow.cast, dt)
     state = flow.to_state(fields)
     recorded = fields.new_empty(len(fields), records, 3, nx, nz)
     cfl = dt * flow.speed(fields)
@@ -284,20 +284,3 @@ class _Flow:
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
     """Complex times real, at half the cost of complex times complex."""
     return torch.complex(x.real @ matrix, x.imag @ matrix)
-
-
-def _etdrk4(flow: _Flow, dt: float) -> Callable[[Tensor], Tensor]:
-    z = flow.diffusion * dt
-    q, f1, f2, f3 = (flow.cast(dt * c) for c in _etdrk4_coefficients(z))
-    whole, half = flow.cast(torch.exp(z)), flow.cast(torch.exp(z / 2))
-
-    def step(state: Tensor) -> Tensor:
-        halfway = half * state
-        n0 = flow.tendency(state)
-        a = halfway + q * n0
-        na = flow.tendency(a)
-        nb = flow.tendency(halfway + q * na)
-        nc = flow.tendency(half * a + q * (2 * nb - n0))
-        return whole * state + f1 * n0 + f2 * (na + nb) + f3 * nc
-
-    return step

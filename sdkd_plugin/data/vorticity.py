@@ -22,6 +22,7 @@ from torch.fft import fftfreq, irfft2, rfft2, rfftfreq
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_choice, check_finite, check_positive, check_shape
+from sdkd_plugin.data.etdrk4 import etdrk4
 
 Scheme: TypeAlias = Literal["etdrk4", "cn-heun", "cn-euler"]
 Forcing: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Tensor | None
@@ -125,7 +126,11 @@ def solve(
     )
     dt = record_interval / steps
     flow = _Flow(forcing_field(forcing, nx, ny), viscosity, vorticity)
-    step = _etdrk4(flow, dt) if scheme == "etdrk4" else _crank_nicolson(flow, dt, scheme)
+    step = (
+        etdrk4(flow.diffusion, flow.tendency, flow.cast, dt)
+        if scheme == "etdrk4"
+        else _crank_nicolson(flow, dt, scheme)
+    )
     state = rfft2(vorticity) * flow.kept
     cfl = dt * flow.speed(state)
     if not math.isfinite(cfl):
@@ -273,47 +278,6 @@ class _Flow:
         """Grid points crossed in a unit of time, max(|u| / dx + |v| / dy)."""
         u, v = self.velocity(state.detach())
         return float((u.abs() * self.shape[0] + v.abs() * self.shape[1]).max())
-
-
-def _etdrk4(flow: _Flow, dt: float) -> _Map:
-    z = flow.diffusion * dt
-    q, f1, f2, f3 = (flow.cast(dt * c) for c in _etdrk4_coefficients(z))
-    whole, half = flow.cast(torch.exp(z)), flow.cast(torch.exp(z / 2))
-
-    def step(state: Tensor) -> Tensor:
-        halfway = half * state
-        n0 = flow.tendency(state)
-        a = torch.addcmul(halfway, q, n0)
-        na = flow.tendency(a)
-        nb = flow.tendency(torch.addcmul(halfway, q, na))
-        nc = flow.tendency(torch.addcmul(half * a, q, 2 * nb - n0))
-        after = torch.addcmul(whole * state, f1, n0)
-        return torch.addcmul(torch.addcmul(after, f2, na + nb), f3, nc)
-
-    return step
-
-
-def _etdrk4_coefficients(z: Tensor) -> list[Tensor]:
-    """Weights of the half step and of the first, both middle and the last stage, for real z.
-
-    Each is the mean of its formula over the unit circle around z: evaluated at z itself the
-    numerators cancel to nothing for small z. Conjugate points have conjugate values, so the real
-    part over the upper half circle suffices.
-    """
-    points = 32
-    sums = [torch.zeros_like(z) for _ in range(4)]
-    for i in range(points):
-        angle = math.pi * (i + 0.5) / points
-        r = z + complex(math.cos(angle), math.sin(angle))
-        e = torch.exp(r)
-        formulas = (
-            (torch.exp(r / 2) - 1) / r,
-            (-4 - r + e * (4 - 3 * r + r**2)) / r**3,
-            2 * (2 + r + e * (r - 2)) / r**3,
-            (-4 - 3 * r - r**2 + e * (4 - r)) / r**3,
-        )
-        sums = [total + value.real / points for total, value in zip(sums, formulas, strict=True)]
-    return sums
 
 
 def _crank_nicolson(flow: _Flow, dt: float, scheme: Scheme) -> _Map:
