@@ -504,7 +504,8 @@ run = trainer(2, devices=2, strategy="ddp", accelerator="cpu")
 run.fit(made, datamodule=windows())
 torch.save(
     dict(model=made.model.state_dict(), projectors=made.latent_losses.state_dict(),
-         seen=torch.stack(seen), weights=torch.stack(weights)),
+         measured=made.weighting.state_dict(), seen=torch.stack(seen),
+         weights=torch.stack(weights)),
     {folder!r} + f"/rank{{run.global_rank}}.pt",
 )
 """
@@ -526,7 +527,7 @@ def test_two_processes_agree(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2))
-    for part in ("model", "projectors"):
+    for part in ("model", "projectors", "measured"):
         assert one[part].keys() == two[part].keys()
         assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
     assert any(not torch.equal(v, student().state_dict()[k]) for k, v in one["model"].items())

@@ -1,7 +1,7 @@
 """Distillation by neuraloperator's own, unmodified ``Trainer``.
 
 Here live the loss that the trainer calls and the samples it reads. What a resumed run needs besides
-is in `resuming`, what several processes need in `ranks`.
+is in `resuming`, what several processes need in `adapters.ranks`.
 """
 
 import inspect
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import StackDataset
 
 from sdkd_plugin._checks import check_shape
-from sdkd_plugin.adapters.neuralop.ranks import RankSync
 from sdkd_plugin.adapters.neuralop.units import check_same_units
+from sdkd_plugin.adapters.ranks import RankSync
 from sdkd_plugin.answers import TeacherAnswer, accepted_inputs
 from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
 from sdkd_plugin.losses.task import observed_mean

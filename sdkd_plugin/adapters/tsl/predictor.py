@@ -14,6 +14,7 @@ from tsl.engines import Predictor
 from tsl.ops.connectivity import convert_torch_connectivity
 
 from sdkd_plugin._checks import check_shape
+from sdkd_plugin.adapters.ranks import average_measurements
 from sdkd_plugin.adapters.tsl.answers import WindowAnswers, first_steps, known_inputs
 from sdkd_plugin.adapters.tsl.checkpoint import PlainCheckpoints
 from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
@@ -53,7 +54,7 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
 
     Where ``batch.mask`` is False the target may be anything, NaN included. A batch without any
     observed target has a task term of 0. Under several processes each weighs the bands by what it
-    sees itself, while the averages of a weighting are those of the first process.
+    sees in this step, and what a weighting measures is averaged after it.
 
     Args:
         teacher: any module that forecasts in the layout and the scaled units of the student, or
@@ -194,6 +195,7 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
             latents=self._taps.read(),
             answers=answers,
         )
+        average_measurements(self.weighting)
         self.train_metrics.update(forecast.detach(), y, mask)
         self.log_metrics(self.train_metrics, batch_size=batch.batch_size)
         self.log_loss("train", terms.total, batch_size=batch.batch_size)

@@ -1,12 +1,14 @@
 """What is trained or measured beside the student, kept the same on all processes.
 
-Here live the few collectives that DistributedDataParallel does not do: it sees the student alone.
+Here live the few collectives that DistributedDataParallel does not do: it sees the student alone,
+and takes buffers from the first process.
 """
 
 from torch import Tensor
 from torch import distributed as dist
 
 from sdkd_plugin.distiller import SDKDDistiller
+from sdkd_plugin.losses import AbstractWeighting
 
 
 class RankSync:
@@ -39,10 +41,15 @@ class RankSync:
 
     def average(self) -> None:
         """Average what the weighting measured in this step."""
-        if not self._joined:
-            return
-        for value in self._weighting.state_dict().values():
-            _average(value)
+        average_measurements(self._weighting)
+
+
+def average_measurements(weighting: AbstractWeighting) -> None:
+    """Average over the processes what a weighting has measured; nothing with a single process."""
+    if not _several_ranks():
+        return
+    for value in weighting.state_dict().values():
+        _average(value)
 
 
 def _several_ranks() -> bool:
