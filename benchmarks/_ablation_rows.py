@@ -1,9 +1,9 @@
 """The rows of the ablation: what each student learns from.
 
 Here lives each row as data; the systems are in `_ablation_systems`, the training in
-`_ablation_training`. A row changes one thing against plain-MSE distillation, so that the change
-against it is what that part is worth; only the last row puts parts together. Hyper-parameters were
-chosen once, before any row was scored, and are the same in all rows.
+`_ablation_training`. A row changes one thing against plain-MSE distillation, or against its base in
+`BASES`, so that the change against it is what that part is worth; only the last row puts parts
+together. Hyper-parameters were chosen once, before any row was scored, the same for all rows.
 """
 
 from collections.abc import Sequence
@@ -91,3 +91,6 @@ ROWS: dict[str, Row] = {
     ),
 }
 """By the name that ``--rows`` takes, in the order of the table."""
+
+BASES = {"aekd": "mean", "camkd": "mean", "latent_bands": "latent"}
+"""Rows that change one thing against another row than plain-MSE distillation."""

@@ -100,7 +100,7 @@ def graph_wavenet(n_nodes: int) -> nn.Module:
 FORECASTERS = {
     "linear, graph-free": Forecaster(lambda n_nodes: LinearForecaster(), 880, 3e-3),
     "GRU-GCN (tsl)": Forecaster(gru_gcn, 880, 3e-3),
-    "Graph WaveNet (tsl)": Forecaster(graph_wavenet, 352, 2e-3, most_seeds=1),
+    "Graph WaveNet (tsl)": Forecaster(graph_wavenet, 132, 2e-3, most_seeds=1),
     TEACHER: Forecaster(teacher, 880, 4e-3),
     **{name: Forecaster(student, 1320, 5e-3) for name in STUDENTS},
 }

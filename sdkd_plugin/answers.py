@@ -5,14 +5,17 @@ Here live the teachers' answers and how they are asked for. What is done with th
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_finite, check_shape
 from sdkd_plugin.spectral import AbstractTransform, GridTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
+from sdkd_plugin.spectral.transform import working_dtype
 from sdkd_plugin.taps import TapReader
+
+Resolutions = Literal["equal", "shared"]
 
 
 class TeacherAnswer(NamedTuple):
@@ -52,23 +55,26 @@ def check_answers(
     forecast: Tensor,
     transform: AbstractTransform,
     *,
+    resolutions: Resolutions,
     finite: bool,
 ) -> list[TeacherAnswer]:
     """The teachers' answers on the student's grid, after a check of each.
 
-    A forecast of another resolution, on a grid, comes back at the student's with the frequencies
-    that both have; for the others the student's own stand, so that they count for nothing.
+    Where other resolutions are allowed, a forecast of one comes back at the student's with the
+    frequencies that both have; for the others the student's own stand, so that they count for
+    nothing in the loss. What judges a teacher by labels or energies sees the student's there.
 
     Args:
         answers: one a teacher.
         teachers: for their names.
         forecast: the student's.
         transform: the domain of the student's forecast.
+        resolutions: whether a teacher's grid may have another resolution.
         finite: whether NaN and Inf are looked for, which waits for a GPU.
 
     Raises:
         ValueError: naming the teacher, if an answer is missing, has another shape than the
-            student's forecast (but for the resolution of a grid), or is NaN or Inf.
+            student's forecast (but for the resolution, where that is allowed), or is NaN or Inf.
     """
     if len(answers) != len(teachers):
         raise ValueError(
@@ -85,8 +91,17 @@ def check_answers(
         if isinstance(transform, GridTransform) and _differs_in_resolution(
             theirs, forecast, transform
         ):
+            if resolutions == "equal":
+                raise ValueError(
+                    f"`forecast of {name}` has shape {tuple(theirs.shape)}, expected "
+                    f"{tuple(forecast.shape)} (the student's forecast); if its resolution is meant "
+                    "to be another, give the distiller resolutions='shared'."
+                )
             grid = transform.resized(tuple(theirs.shape[axis] for axis in transform.domain_axes))
-            theirs = complete_frequencies(theirs, forecast.detach(), grid, transform)
+            mine = forecast.detach()
+            # Half-precision rounding would be a difference in all bands.
+            mine, theirs = mine.to(working_dtype(mine)), theirs.to(working_dtype(theirs))
+            theirs = complete_frequencies(theirs, mine, grid, transform)
         else:
             check_shape(
                 f"forecast of {name}", theirs.shape, forecast.shape, "the student's forecast"

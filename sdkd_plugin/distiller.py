@@ -4,10 +4,11 @@ Here live `SDKDDistiller` and what it gives. Optimisers, epochs and data are the
 models is in `answers`, what is compared between latents in `latents`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_finite, check_mask, check_positive, check_shape
 from sdkd_plugin.answers import (
+    Resolutions,
     TeacherAnswer,
     accepted_inputs,
     ask,
@@ -27,6 +29,7 @@ from sdkd_plugin.losses import (
     AbstractAggregation,
     AbstractWeighting,
     AggregationName,
+    CAMKDAggregation,
     FrequencyAlignedLoss,
     FrequencyTerms,
     TeacherEvidence,
@@ -88,9 +91,7 @@ class SDKDDistiller(nn.Module):
     Formula: ``total = task + kd_weight * (<d, g(L) d> + sum_p weight_p latent_p)`` with
     d = student's forecast - teacher's, g the weighted band masks and L the domain's Laplacian.
     Of several teachers the weighted mean forecast is taken, which to this quadratic form is as
-    good as the weighted sum of their losses. On a grid a teacher may forecast at another resolution
-    than the student: what counts are the frequencies that both have, and a teacher that reads at
-    one resolution only is given as `AtResolution`.
+    good as the weighted sum of their losses.
 
     The distiller owns its teachers: they are in eval mode, without gradients, and moved along with
     the distiller, but not in ``parameters()``, ``state_dict()`` or ``train()``. Optimise
@@ -114,10 +115,18 @@ class SDKDDistiller(nn.Module):
         teacher_bound: where a number, a labelled sample's forecast follows the teacher only while
             the student is worse than it by more than minus this margin: the squared error against
             the label, a mean over the sample, plus the margin exceeds the teacher's. Unlabelled
-            samples always follow. Latents have no labels and are not bounded.
+            samples always follow. Latents have no labels and are not bounded, and AEKD's weights
+            are those of all samples.
         augmentation: of the inputs, for function matching in `step`: ``mixup``, ``noise``, or a
             function of ``x`` that keeps its shape. Teacher and student see the same augmented
-            input; the labels are compared with a second forecast, of the input as it is.
+            input; the labels are compared with a second forecast, of the input as it is. Other
+            inputs, such as covariates, stay as they are. It has no labels, so it goes with nothing
+            that judges the teacher by them.
+        resolutions: ``equal`` refuses a teacher whose forecast has another shape than the
+            student's. ``shared`` lets it have another resolution on a grid: what counts are the
+            frequencies that both have. A teacher that reads at one resolution only is given as
+            `AtResolution`. CAMKD and measured weightings take the student's word where a teacher
+            carries less.
         latents: pairs of taps to distil; needs ``example``.
         example: inputs ``{"x": ..., **inputs}`` of any batch size, to learn the shapes of the
             latents from.
@@ -156,6 +165,7 @@ class SDKDDistiller(nn.Module):
         aggregation: AggregationName | AbstractAggregation = "mean",
         teacher_bound: float | None = None,
         augmentation: AugmentationName | Augmentation | None = None,
+        resolutions: Resolutions = "equal",
         latents: Sequence[LatentPair] = (),
         example: Mapping[str, Any] | None = None,
         check_finite: bool = True,
@@ -194,9 +204,27 @@ class SDKDDistiller(nn.Module):
         self.task_loss = task_loss if callable(task_loss) else TASK_LOSSES[task_loss]
         self.teacher_bound = teacher_bound
         self.augmentation = None if augmentation is None else make_augmentation(augmentation)
+        if self.augmentation is not None:
+            self._check_augmented()
+        check_choice("resolutions", resolutions, get_args(Resolutions))
+        self.resolutions = resolutions
         self.check_finite = check_finite
+        self._looked_at_bands = False
         self.latents = tuple(latents)
         self.latent_losses = self._fit_latents(example) if latents else None
+
+    def _check_augmented(self) -> None:
+        """Refuse what asks for labels of augmented inputs, which have none."""
+        judging = {
+            "teacher_bound": self.teacher_bound is not None,
+            "aggregation 'camkd'": isinstance(self.aggregation, CAMKDAggregation),
+            "weighting 'confidence'": self.loss.weighting.needs_teacher_error,
+        }
+        if asked := [name for name, asks in judging.items() if asks]:
+            raise ValueError(
+                f"`augmentation` is given with {' and '.join(asked)}, expected nothing that judges "
+                "a teacher by labels: augmented inputs have none; leave one of them out."
+            )
 
     def _fit_latents(self, example: Mapping[str, Any] | None) -> LatentLosses:
         """Make the losses and projectors of the latents, of the shapes that an example has."""
@@ -391,8 +419,11 @@ class SDKDDistiller(nn.Module):
             self._teachers,
             forecast,
             self.loss.transform,
+            resolutions=self.resolutions,
             finite=self.check_finite,
         )
+        if self.check_finite and not self._looked_at_bands:
+            self._warn_of_empty_bands(answers)
         kd, teacher_weights = self._distil(forecast, answers, y, mask)
         total = kd.total
         features: dict[str, Tensor] = {}
@@ -409,6 +440,19 @@ class SDKDDistiller(nn.Module):
             band_weights=kd.weights.detach(),
             teacher_weights=teacher_weights,
         )
+
+    def _warn_of_empty_bands(self, answers: Sequence[TeacherAnswer]) -> None:
+        """Say once, at the first step, where a teacher carries nothing."""
+        self._looked_at_bands = True
+        for i, (teacher, answer) in enumerate(zip(self._teachers, answers, strict=True)):
+            energy = self.loss.transform.sample_band_energy(answer.forecast, self.loss.bands)
+            if empty := (energy.sum(0) == 0).nonzero()[:, 0].tolist():
+                warnings.warn(
+                    f"the forecast of teacher {i} ({type(teacher).__name__}) is 0 in the bands "
+                    f"{empty} (0 is the lowest): there the student is drawn to 0; choose other "
+                    "bands if that is not meant.",
+                    stacklevel=3,
+                )
 
     def _distil(
         self,

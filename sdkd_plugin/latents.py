@@ -194,7 +194,11 @@ class LatentLosses(nn.Module):
             losses = nn.ModuleDict()
             for i in _teachers_of(pair, len(teachers)):
                 mine, theirs = student[pair.student], teachers[i][pair.teacher]
-                losses[str(i)] = LatentLoss(pair, mine, theirs, transform, bands).to(mine.device)
+                try:
+                    loss = LatentLoss(pair, mine, theirs, transform, bands)
+                except ValueError as error:
+                    raise ValueError(f"`latents` {pair.name!r} of teacher {i}: {error}") from error
+                losses[str(i)] = loss.to(mine.device)
             self.by_pair.append(losses)
 
     def forward(

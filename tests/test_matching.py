@@ -11,6 +11,7 @@ from sdkd_plugin import (
     FixedWeighting,
     GaussianNoise,
     GridTransform,
+    LatentPair,
     Mixup,
     RelativeWeighting,
     SDKDDistiller,
@@ -239,3 +240,87 @@ def test_aekd_in_training_keeps_its_bounds_and_hurts_no_teacher(bound: float):
             free += 1
             assert (slopes >= -1e-9).all()
     assert free > 5
+
+
+# What the options cannot do together, and what a teacher lacks.
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"teacher_bound": 0.0}, "teacher_bound"),
+        ({"aggregation": "camkd"}, "aggregation 'camkd'"),
+        ({"weighting": "confidence"}, "weighting 'confidence'"),
+    ],
+)
+def test_an_augmentation_does_not_go_with_what_asks_for_labels(options: dict, named: str):
+    with pytest.raises(ValueError, match=f"`augmentation` is given with {named}, expected"):
+        make(augmentation="mixup", **options)
+    measured = ConfidenceWeighting(2, decay=None)
+    assert make(augmentation="mixup", weighting=measured).step(X, Y).total.isfinite()
+
+
+def test_a_host_that_forecasts_itself_refuses_an_augmentation():
+    from sdkd_plugin.adapters.neuralop import TrainerLoss
+
+    with pytest.raises(ValueError, match="`distiller` has an augmentation, but the host's"):
+        TrainerLoss(make(augmentation="noise"))
+
+
+def test_a_teacher_that_is_0_in_a_band_is_named_once():
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((1, 2, 3), keepdim=True).expand(-1, 3, *GRID)
+
+    distiller = make(teacher=[net(6, 1), Mean()], weighting="relative")
+    message = r"the forecast of teacher 1 \(Mean\) is 0 in the bands \[1\] \(0 is the lowest\)"
+    with pytest.warns(UserWarning, match=message):
+        assert distiller.step(X, Y).total.isfinite()
+    distiller.step(X, Y)
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_a_latent_that_does_not_fit_names_pair_and_teacher():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.head = nn.Flatten(), net(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.flat(x)
+            return self.head(x)
+
+    with pytest.raises(ValueError, match="`latents` '0<-flat' of teacher 0: "):
+        make(teacher=Flat(), latents=[LatentPair("0", "flat")], example={"x": X})
+    pair = LatentPair("0", "0", weighting="confidence")
+    with pytest.raises(ValueError, match="asks for labels, but latents have none"):
+        make(latents=[pair], example={"x": X})
+
+
+def test_each_teachers_latent_has_averages_of_its_own():
+    weighting = AdaptiveWeighting(2)
+    distiller = make(
+        teacher=[net(6, 1), net(6, 3)],
+        latents=[LatentPair("0", "0", weighting=weighting)],
+        example={"x": X},
+    )
+    distiller.step(X, Y)
+    assert not weighting.error.any()
+    first, second = (
+        loss.loss.loss.weighting for loss in distiller.latent_losses.by_pair[0].values()
+    )
+    assert not torch.equal(first.error, second.error)
+
+
+def test_the_bounded_loss_has_the_right_gradient():
+    loss = make(weighting=(1.0, 3.0)).loss.double()
+    teacher, y = random(4, 3, *GRID, seed=3).double(), random(4, 3, *GRID, seed=4).double()
+    student = random(4, 3, *GRID, seed=5).double().requires_grad_()
+    counts = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+
+    def total(field: Tensor) -> Tensor:
+        return loss.terms(field, teacher, y, counts=counts).total
+
+    assert torch.autograd.gradcheck(total, student)
+    kept = loss.terms(student[::2], teacher[::2]).total / 2
+    torch.testing.assert_close(total(student), kept, atol=1e-10, rtol=0)

@@ -95,7 +95,12 @@ def test_the_loss_is_that_of_the_shared_frequencies(size: int):
     theirs = random(4, 3, size, seed=1)
     weights = (1.0, 3.0)
     distiller = SDKDDistiller(
-        nn.Conv1d(2, 3, 1), student, GridTransform((12,)), Bands.split(0.4), weighting=weights
+        nn.Conv1d(2, 3, 1),
+        student,
+        GridTransform((12,)),
+        Bands.split(0.4),
+        weighting=weights,
+        resolutions="shared",
     )
     terms = distiller.step(x, answers=[TeacherAnswer(theirs, {})])
     expected = reference(student(x), theirs, (0.4,), weights)
@@ -116,7 +121,11 @@ def test_teachers_of_several_resolutions_teach_together():
     x, y = torch.randn(4, 2, 12, 12), torch.randn(4, 1, 12, 12)
     for aggregation in ("mean", "aekd", "camkd"):
         distiller = SDKDDistiller(
-            teachers, student, GridTransform((12, 12)), aggregation=aggregation
+            teachers,
+            student,
+            GridTransform((12, 12)),
+            aggregation=aggregation,
+            resolutions="shared",
         )
         terms = distiller.step(x, y)
         terms.total.backward()
@@ -131,7 +140,11 @@ def test_a_student_at_half_the_resolution_learns_what_its_teacher_does():
     nn.init.constant_(teacher.weight, 0.2)
     student = nn.Conv1d(1, 1, 7, padding=3, padding_mode="circular", bias=False)
     distiller = SDKDDistiller(
-        AtResolution(teacher, (32,)), student, GridTransform((16,)), weighting=(1.0, 1.0)
+        AtResolution(teacher, (32,)),
+        student,
+        GridTransform((16,)),
+        weighting=(1.0, 1.0),
+        resolutions="shared",
     )
     optimiser = torch.optim.Adam(distiller.parameters(), 3e-2)
     errors = []
@@ -156,6 +169,7 @@ def test_a_wrapped_teachers_taps_are_its_own():
         student,
         GridTransform((8,)),
         latents=[LatentPair("0", "latent")],
+        resolutions="shared",
         example={"x": x},
     )
     terms = distiller.step(x)
@@ -165,7 +179,9 @@ def test_a_wrapped_teachers_taps_are_its_own():
 def test_other_differences_than_the_resolution_are_refused():
     student = nn.Conv2d(2, 3, 1)
     x = torch.randn(4, 2, 8, 8)
-    distiller = SDKDDistiller(nn.Conv2d(2, 5, 1), student, GridTransform((8, 8)))
+    distiller = SDKDDistiller(
+        nn.Conv2d(2, 5, 1), student, GridTransform((8, 8)), resolutions="shared"
+    )
     with pytest.raises(ValueError, match=re.escape("shape (4, 5, 8, 8), expected (4, 3, 8, 8)")):
         distiller.step(x)
     answer = TeacherAnswer(torch.randn(4, 5, 16, 16), {})
@@ -214,6 +230,7 @@ def test_a_teacher_at_one_resolution_teaches_at_another_through_the_hosts_traine
         student,
         GridTransform((16, 16)),
         latents=[LatentPair("latent", "latent", weight=0.1)],
+        resolutions="shared",
         example={"x": x[:1]},
     )
     told = []
@@ -227,3 +244,30 @@ def test_a_teacher_at_one_resolution_teaches_at_another_through_the_hosts_traine
     )
     assert float(told[-1].frequency.sum()) < 0.3 * float(told[0].frequency.sum())
     assert all(float(terms.task) == 0 for terms in told)
+
+
+def test_another_resolution_is_refused_unless_it_is_meant():
+    """A teacher that loses a column, or transposes, is a mistake."""
+    x = torch.randn(4, 2, 8, 12)
+    for teacher in (nn.Conv2d(2, 3, (1, 2)), Transposing(nn.Conv2d(2, 3, 1))):
+        distiller = SDKDDistiller(teacher, nn.Conv2d(2, 3, 1), GridTransform((8, 12)))
+        with pytest.raises(ValueError, match=r"expected \(4, 3, 8, 12\).*resolutions='shared'"):
+            distiller.step(x)
+
+
+class Transposing(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mT
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "reflect"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_teacher_cannot_say_costs_nothing(boundary, dtype, device):
+    """A student that agrees with a coarser teacher has no loss, whatever else it forecasts."""
+    fine, coarse = GridTransform((12, 10), boundary), GridTransform((6, 7), boundary)
+    mine = random(3, 2, 12, 10).to(device, dtype)
+    theirs = resample_frequencies(mine.float(), fine.to(device), coarse.to(device))
+    student = nn.Conv2d(2, 2, 1).to(device)
+    distiller = SDKDDistiller(nn.Conv2d(2, 2, 1), student, fine, resolutions="shared").to(device)
+    terms = distiller.terms(mine, mine, answers=[TeacherAnswer(theirs, {})])
+    assert float(terms.frequency.sum()) < 1e-10

@@ -4,7 +4,7 @@ Here live the few collectives that DistributedDataParallel does not do: it sees 
 and takes buffers from the first process.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from sdkd_plugin.distiller import SDKDDistiller
@@ -15,15 +15,14 @@ class RankSync:
     """Keeps a distiller's projectors and measured weights the same on all processes.
 
     Projectors start as those of the first process, and their gradients are averaged, as
-    DistributedDataParallel does for the student. Averages that a weighting keeps are averaged
-    after every step.
+    DistributedDataParallel does for the student. Averages that weightings keep, of latents too, are
+    averaged after every step.
 
     Args:
         distiller: the same on all processes but for its numbers.
     """
 
     def __init__(self, distiller: SDKDDistiller) -> None:
-        self._weighting = distiller.loss.weighting
         self._joined = False
         self._parts = [module for module in distiller.children() if module is not distiller.student]
 
@@ -41,15 +40,18 @@ class RankSync:
 
     def average(self) -> None:
         """Average what the weighting measured in this step."""
-        average_measurements(self._weighting)
+        for part in self._parts:
+            average_measurements(part)
 
 
-def average_measurements(weighting: AbstractWeighting) -> None:
-    """Average over the processes what a weighting has measured; nothing with a single process."""
+def average_measurements(part: nn.Module) -> None:
+    """Average over the processes what a part's weightings have measured; nothing with only one."""
     if not _several_ranks():
         return
-    for value in weighting.state_dict().values():
-        _average(value)
+    for module in part.modules():
+        if isinstance(module, AbstractWeighting):
+            for value in module.state_dict().values():
+                _average(value)
 
 
 def _several_ranks() -> bool:

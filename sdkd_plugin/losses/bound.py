@@ -36,7 +36,8 @@ def bounded_samples(
         tensor([0., 1.])
 
     Source: Chen et al. 2017, "Learning efficient object detection models with knowledge
-    distillation", eq. 4, there for the four numbers of a box.
+    distillation", eq. 4, there for the four numbers of a box, which then follow the label; here
+    they follow the teacher.
     """
     observed = torch.ones_like(y, dtype=torch.bool) if mask is None else mask.expand_as(y)
     dtype = torch.promote_types(student.dtype, torch.float32)

@@ -4,6 +4,7 @@ Here live the feature losses, each as a function and as a module behind one inte
 are matched by `projector`, resolutions by `sdkd_plugin.spectral.crop`, both before these losses.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -373,7 +374,15 @@ def make_feature_loss(
         return BoundaryLoss()
     bands = Bands.split(0.25) if bands is None else bands
     weighting = [1.0] * bands.n_bands if weighting is None else weighting
-    return FrequencyFeatureLoss(FrequencyAlignedLoss(transform, bands, weighting))
+    # A copy: each loss keeps averages of its own.
+    loss = FrequencyAlignedLoss(transform, bands, copy.deepcopy(weighting))
+    if loss.weighting.needs_teacher_error:
+        raise ValueError(
+            f"`weighting` is a {type(loss.weighting).__name__} that asks for labels, but latents "
+            "have none; expected 'fixed', 'relative', 'adaptive', numbers, or one that was "
+            "measured beforehand (decay=None)."
+        )
+    return FrequencyFeatureLoss(loss)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

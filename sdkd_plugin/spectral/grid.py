@@ -130,7 +130,7 @@ class GridTransform(AbstractBasisTransform):
     def _along_axes(self, x: Tensor, *, transpose: bool) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             for axis in range(len(self.shape)):
-                basis: Tensor = getattr(self, f"_cosines_{axis}").to(x.dtype)
+                basis: Tensor = getattr(self, f"_cosines_{axis}").to(x.device, x.dtype)
                 position = axis - len(self.shape)
                 matrix = basis if transpose else basis.mT
                 x = (x.movedim(position, -1) @ matrix).movedim(-1, position)

@@ -4,6 +4,7 @@ Here live the loss that the trainer calls and the samples it reads. What a resum
 is in `resuming`, what several processes need in `adapters.ranks`.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,8 +62,8 @@ class TrainerLoss:
             teacher is refused: see `Renormalized`.
 
     Raises:
-        ValueError: if the two processors normalise differently or only one is given; at a step, as
-            `SDKDDistiller.terms`.
+        ValueError: if the two processors normalise differently or only one is given, or the
+            distiller has an augmentation; at a step, as `SDKDDistiller.terms`.
 
     Example:
         >>> import torch
@@ -89,6 +90,12 @@ class TrainerLoss:
             raise ValueError(
                 "`teacher_processor` is given but `data_processor` is None: give the trainer's "
                 "too, to compare them."
+            )
+        if distiller.augmentation is not None:
+            raise ValueError(
+                "`distiller` has an augmentation, but the host's trainer forecasts the inputs "
+                "itself, before the loss is called: augment them in the data set or the data "
+                "processor, so that teacher and student see the same."
             )
         self.distiller = distiller
         self.on_step = on_step
@@ -129,13 +136,15 @@ class TrainerLoss:
             for model in self.distiller.teachers
             for name, value in accepted_inputs(model, sample, named_only=True).items()
         }
-        self.last_terms = self.distiller.terms(
+        terms = self.distiller.terms(
             out, x, y, mask, latents=self._taps.read(), answers=answers, **inputs
         )
         self._ranks.average()
+        # Without its graph, which the next step would still hold.
+        self.last_terms = dataclasses.replace(terms, total=terms.total.detach())
         if self.on_step is not None:
             self.on_step(self.last_terms)
-        return self.last_terms.total * out.shape[0]
+        return terms.total * out.shape[0]
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the distiller trains or measures beside the student, whom the host saves."""

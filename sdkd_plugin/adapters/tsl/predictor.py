@@ -195,7 +195,7 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
             latents=self._taps.read(),
             answers=answers,
         )
-        average_measurements(self.weighting)
+        average_measurements(self)
         self.train_metrics.update(forecast.detach(), y, mask)
         self.log_metrics(self.train_metrics, batch_size=batch.batch_size)
         self.log_loss("train", terms.total, batch_size=batch.batch_size)
