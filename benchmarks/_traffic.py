@@ -67,10 +67,11 @@ class TrafficWeek:
 
     Args:
         folder: with traffic files, as `load_traffic` takes it.
+        **csv: what it must be told of another csv pair than Los-loop.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.data = load_traffic(folder)
+    def __init__(self, folder: str | Path, **csv: Any) -> None:
+        self.data = load_traffic(folder, **csv)
         self.bands = Bands.split(0.25)
         # tsl takes the validation share of what the test leaves: 10 % of all.
         self.split = TemporalSplitter(val_len=0.125, test_len=0.2)

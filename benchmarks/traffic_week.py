@@ -45,6 +45,7 @@ from tsl.nn.models import GraphWaveNetModel, GRUGCNModel
 from sdkd_plugin.adapters.tsl import DistillationPredictor, SDKDStudent, SDKDTeacher
 from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.report import (
+    UserError,
     command_line_errors,
     format_table,
     milliseconds_a_forecast,
@@ -120,11 +121,11 @@ class Task(NamedTuple):
         return folder / (name.replace(",", "").replace(" ", "_") + ".safetensors")
 
 
-def train(task: Task, data: Path, out: Path, scale: float) -> dict[str, Any]:
+def train(task: Task, data: Path, csv: dict[str, Any], out: Path, scale: float) -> dict[str, Any]:
     """Train one model and score it; its weights stay in the folder."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("tsl").setLevel(logging.ERROR)
-    week = TrafficWeek(data)
+    week = TrafficWeek(data, **csv)
     forecaster = FORECASTERS[task.model]
     torch.manual_seed(task.seed)
     model = forecaster.make(week.dataset.n_nodes)
@@ -158,7 +159,31 @@ def train(task: Task, data: Path, out: Path, scale: float) -> dict[str, Any]:
     with atomic_path(path) as temporary:
         save_file(model.state_dict(), temporary)
     scores = week.scores(week.forecast(model))
-    return task._asdict() | scores | {"validation_mae": validation, "steps": steps}
+    taught = len(predictor.distiller.teachers) if task.model in (PLAIN, SDKD) else 0
+    settings = {"scale": scale, "teachers": taught, "data": fingerprint(week)}
+    return task._asdict() | scores | settings | {"validation_mae": validation, "steps": steps}
+
+
+def fingerprint(week: TrafficWeek) -> str:
+    """Tells data sets apart: their source, and what persistence scores on them."""
+    return f"{week.data.source}, persistence {week.scores(week.persistence())['mae_average']:.6f}"
+
+
+def csv_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the files of a csv pair do not say."""
+    return {name: getattr(options, name) for name in ("start", "freq", "missing")}
+
+
+def load_week(options: argparse.Namespace) -> TrafficWeek:
+    """The data of the command line.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    try:
+        return TrafficWeek(options.data, **csv_options(options))
+    except ValueError as error:
+        raise UserError(f"--data {error}") from error
 
 
 def trained_teachers(week: TrafficWeek, out: Path) -> list[nn.Module]:
@@ -189,6 +214,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
     """Do what has not been done yet, and return all rows."""
     rows_file = options.out / "rows.csv"
     done = read(rows_file)
+    check_settings(done, options)
     todo = [task for task in tasks(options.seeds, options.models) if not is_done(task, done)]
     threads = max(1, multiprocessing.cpu_count() // options.jobs)
     context = multiprocessing.get_context("spawn")
@@ -197,7 +223,8 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
     ) as pool:
 
         def submit(task: Task) -> "Future[dict[str, Any]]":
-            return pool.submit(train, task, options.data, options.out, options.scale)
+            csv = csv_options(options)
+            return pool.submit(train, task, options.data, csv, options.out, options.scale)
 
         def keep(futures: "list[Future[dict[str, Any]]]") -> None:
             for future in futures:
@@ -216,6 +243,29 @@ def run(options: argparse.Namespace) -> pd.DataFrame:
         last = [submit(task) for task in todo if task.model in (PLAIN, SDKD)]
         keep([*others, *last])
     return read(rows_file)
+
+
+def check_settings(rows: pd.DataFrame, options: argparse.Namespace) -> None:
+    """Refuse to go on where other data, steps or teachers have left rows.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if rows.empty:
+        return
+    taught = set(rows[rows.model.isin((PLAIN, SDKD))].teachers)
+    now = {"scale": options.scale, "data": fingerprint(load_week(options))}
+    for name, value in now.items():
+        if set(rows[name]) != {value}:
+            raise UserError(
+                f"--out {options.out} has rows of {name} {sorted(set(rows[name]))}, "
+                f"expected {value!r}: give another folder."
+            )
+    if taught and taught != {min(options.seeds, FORECASTERS[TEACHER].most_seeds)}:
+        raise UserError(
+            f"--out {options.out} has students of {sorted(taught)} teachers, expected "
+            f"--seeds to be as many: give another folder."
+        )
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -272,7 +322,7 @@ COLUMNS = {
 
 def report(rows: pd.DataFrame, options: argparse.Namespace) -> tuple[str, list[str]]:
     """The table with its protocol, and the bars that were missed."""
-    week = TrafficWeek(options.data)
+    week = load_week(options)
     n_teachers = len(trained_teachers(week, options.out))
     rows = pd.concat([pd.DataFrame(untrained(week, options.out)), rows], ignore_index=True)
     rows = rows.merge(costs(week, n_teachers), on="model", how="left")
@@ -324,7 +374,7 @@ def report(rows: pd.DataFrame, options: argparse.Namespace) -> tuple[str, list[s
             lines.append(f"- {setting}: {of} against {against}: MAE {change}")
             if (of, against) == (SDKD, ALONE):
                 better.append(change.relative < 0 and change.p_value < 0.05)
-                if change.relative > 0 and not change.p_value >= 0.05:
+                if change.relative > 0:
                     missed.append(f"distillation makes the student worse with {setting}")
     if not any(better):
         missed.append("distillation does not make the student better in any setting")
@@ -341,6 +391,9 @@ def main() -> None:
     """Read the command line, run what is missing, write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with traffic files")
+    parser.add_argument("--start", help="of another csv pair than Los-loop: its first time")
+    parser.add_argument("--freq", help="likewise: its step, such as 5min")
+    parser.add_argument("--missing", choices=["none", "zeros", "nan"], help="likewise")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (default: 5)")
     parser.add_argument("--models", nargs="+", choices=FORECASTERS, default=list(FORECASTERS))
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")

@@ -37,6 +37,7 @@ from sdkd_plugin.adapters.tsl import (
     DistillOptions,
     Forecaster,
     PlainPredictor,
+    check_hparams,
     get_dataset,
     get_model_class,
     get_optimizer_class,
@@ -58,6 +59,7 @@ from sdkd_plugin.report import (
     parameter_count,
 )
 from sdkd_plugin.report.figures import series
+from sdkd_plugin.taps import tap_path
 
 # After the adapter, which makes tsl importable where its compiled extensions are absent.
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset  # isort: skip
@@ -136,6 +138,29 @@ def check_config(cfg: DictConfig) -> None:
         if training.get("lr_scheduler") is not None:
             get_scheduler_class(training.lr_scheduler.name)
     DistillOptions.from_config(cfg.sdkd.distill)
+
+
+def check_models(cfg: DictConfig, traffic: Traffic) -> None:
+    """Refuse options of models, optimizers and taps now, and not when a teacher has been trained.
+
+    Raises:
+        ValueError: naming the option, and those there are.
+    """
+    stages, pairs = STAGES[cfg.stage], DistillOptions.from_config(cfg.sdkd.distill).pairs
+    trainings = []
+    if TEACHER in stages and cfg.sdkd.distill.teacher is None:
+        trainings.append((cfg.teacher, [pair.teacher for pair in pairs]))
+    if set(stages) & {ALONE, DISTILLED}:
+        trainings.append((cfg, [pair.student for pair in pairs]))
+    for training, taps in trainings:
+        network = forecaster(cfg, training, traffic).make()
+        optimizer = get_optimizer_class(training.optimizer.name)
+        check_hparams("optimizer.hparams", optimizer, training.optimizer.hparams)
+        if training.get("lr_scheduler") is not None:
+            scheduler = get_scheduler_class(training.lr_scheduler.name)
+            check_hparams("lr_scheduler.hparams", scheduler, training.lr_scheduler.hparams)
+        for tap in taps if DISTILLED in stages else ():
+            tap_path(network, tap)
 
 
 def load_data(cfg: DictConfig) -> Traffic:
@@ -234,7 +259,8 @@ def make_trainer(cfg: DictConfig, name: str, training: DictConfig) -> pl.Trainer
 def train(cfg: DictConfig, name: str, training: DictConfig, predictor: Predictor, dm: Any) -> None:
     """Train; keep the weights with the least validation error."""
     print(f"Training: {name}.")
-    trainer = make_trainer(cfg, name, training)
+    with config_errors():
+        trainer = make_trainer(cfg, name, training)
     pl.seed_everything(cfg.seed, verbose=False)
     try:
         trainer.fit(predictor, datamodule=dm)
@@ -242,8 +268,10 @@ def train(cfg: DictConfig, name: str, training: DictConfig, predictor: Predictor
         # Lightning ends the program in a way of its own.
         if trainer.interrupted:
             raise KeyboardInterrupt
-    best = cast(ModelCheckpoint, trainer.checkpoint_callback).best_model_path
-    if not best:
+    checkpoint = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    best, score = checkpoint.best_model_path, checkpoint.best_model_score
+    # Lightning counts NaN as infinite, and keeps the weights all the same.
+    if score is None or not bool(torch.isfinite(score)):
         raise UserError(f"the training of the {name} diverged: lower the learning rate.")
     predictor.load_model(best)
     predictor.eval()
@@ -256,7 +284,7 @@ def library_folder(cfg: DictConfig) -> Path:
     for name in ("dataset", "teacher"):
         settings[name] = OmegaConf.to_container(cfg[name], resolve=True)
     del settings["teacher"]["library"]
-    settings["dataset"]["options"].pop("progress", None)
+    (settings["dataset"].get("options") or {}).pop("progress", None)
     name = f"{cfg.dataset.name}_{cfg.teacher.model.name}_{parameters_key(settings)[:12]}"
     return Path(cfg.teacher.library) / name
 
@@ -345,9 +373,13 @@ def sensor_series(traffic: Traffic, networks: dict[str, nn.Module]) -> Any:
     Each model's forecast of the farthest horizon of the table, made that long before.
     """
     minutes, at = list(traffic.at.items())[-1]
-    windows = range(len(traffic.module.testset))[-round(1440 / minutes * (at + 1)) :]
+    hours_apart = minutes / (at + 1) / 60 * traffic.windows.stride
+    windows = range(len(traffic.module.testset))[-round(24 / hours_apart) :]
     batches = list(StaticGraphLoader(Subset(traffic.module.testset, windows), batch_size=64))
-    truth, seen = (torch.cat([b[name][:, at, :, 0] for b in batches]) for name in ("y", "mask"))
+    truth = torch.cat([b.y[:, at, :, 0] for b in batches])
+    seen = torch.cat(
+        [(b.mask if "mask" in b else torch.ones_like(b.y))[:, at, :, 0] for b in batches]
+    )
     order = truth.std(0).argsort(descending=True)
     sensors = order[[0, len(order) // 2, -1]].tolist()
     forecasts = {}
@@ -356,7 +388,7 @@ def sensor_series(traffic: Traffic, networks: dict[str, nn.Module]) -> Any:
         forecast = torch.cat([predictor.predict_batch(b)[:, at, :, 0] for b in batches])
         forecasts[name] = forecast[:, sensors].T.numpy()
     return series(
-        np.arange(len(truth)) * minutes / (at + 1) / 60,
+        np.arange(len(truth)) * hours_apart,
         truth[:, sensors].T.numpy(),
         seen[:, sensors].T.numpy().astype(bool),
         forecasts,
@@ -403,6 +435,7 @@ def run_stages(cfg: DictConfig) -> pd.DataFrame:
     with config_errors():
         check_config(cfg)
         traffic = load_data(cfg)
+        check_models(cfg, traffic)
     print(f"Traffic: {traffic.source}; {traffic.windows.n_nodes} sensors.")
     stages = STAGES[cfg.stage]
     networks = {TEACHER: find_teacher(cfg, traffic)} if TEACHER in stages else {}

@@ -86,7 +86,7 @@ def write_csv_pair(folder: Path, names: str = "abcdef", steps: int = 400) -> Pat
 
 def csv_options(folder: Path) -> list[str]:
     options = ["dataset=csv", f"dataset.root={folder}", "dataset.options.missing=zeros"]
-    return [*options, "dataset.options.start=2024-01-08"]
+    return [*options, "dataset.options.start=2024-01-08", "dataset.options.freq=5min"]
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_our_traffic_is_a_data_set_of_tsls():
 def test_a_forecasting_experiment_of_tsls_passes_with_our_models(name, tmp_path):
     """What tsl's own test of its forecasting example does, step by step, on a csv pair."""
     options = {"root": str(write_csv_pair(tmp_path / "data")), "start": "2024-01-08"}
-    dataset = get_dataset("csv", {**options, "missing": "zeros"})
+    dataset = get_dataset("csv", {**options, "missing": "zeros", "freq": "5min"})
     windows = SpatioTemporalDataset(
         target=dataset.dataframe(),
         mask=dataset.mask,
@@ -307,8 +307,8 @@ def test_a_teacher_of_other_data_is_refused(example, csv_pair, tmp_path, taught)
         with pytest.raises(UserError, match=message):
             example.run_stages(cfg)
 
-    refuses("has a window of 12 steps, the data 6", *csv_pair, "window=6")
-    refuses("has a horizon of 12 steps, the data 3", *csv_pair, "horizon=3")
+    refuses("has window 12, the data 6", *csv_pair, "window=6")
+    refuses("has horizon 12, the data 3", *csv_pair, "horizon=3")
     more = csv_options(write_csv_pair(tmp_path / "more", "abcdefg"))
     refuses("is for 6 sensors, the data have 7", *more)
     others = csv_options(write_csv_pair(tmp_path / "others", "abcxef"))
@@ -368,6 +368,14 @@ def test_a_damaged_teacher_is_refused(taught, tmp_path):
         (["dataset=csv"], "`dataset.root` is missing"),
         (["dataset=csv", "dataset.root=nowhere"], "nowhere is not a folder"),
         (["dataset.connectivity.layout=csr"], "`dataset.connectivity.layout` is 'csr'"),
+        (["+optimizer.hparams.momentum=1"], "`optimizer.hparams` is 'momentum', expected one of"),
+        (["+lr_scheduler.hparams.gamma=1"], "`lr_scheduler.hparams` is 'gamma', expected one of"),
+        (
+            ["stage=all", "sdkd.distill.latents=[{student: latnt, teacher: latent}]"],
+            "`SDKDStudent` has no tap 'latnt'",
+        ),
+        (["stage=all", "+model.hparams.width=1"], "`model.hparams of sdkd_student` is 'width'"),
+        (["optimizer.hparams.lr=1e30"], "the training of the student alone diverged: lower"),
         (["logger=csv", "logger.backend=csvv"], "`logger.backend` is 'csvv'"),
         (["batch_size=4000"], "there are 288 time steps, expected at least"),
     ],
@@ -383,7 +391,8 @@ def test_bad_input_is_one_line_and_exit_code_2(example, tmp_path, capsys, overri
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith("metr_la.py: error: ")
     assert message in line
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "run").rglob("forecaster.*"))
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_nothing_that_a_configuration_names_is_run(example, csv_pair, tmp_path, monkeypatch):

@@ -267,6 +267,7 @@ def test_traffic_is_found_in_a_folder(tmp_path):
     (tmp_path / "my_adj.csv").write_text("1,0.5\n0,1\n")
     with pytest.raises(ValueError, match="does not say when its readings were taken"):
         load_traffic(tmp_path)
-    data = load_traffic(tmp_path, start="2012-03-01")
+    data = load_traffic(tmp_path, start="2012-03-01", missing="none", freq="15min")
+    assert (data.index[1] - data.index[0]) == pd.Timedelta(minutes=15)
     assert data.speed.shape == (12, 2)
     assert data.edge_index.tolist() == [[0], [1]]

@@ -30,6 +30,7 @@ BANDS = Bands.split(0.4)
 EDGES = torch.tensor([[0, 1, 2, 3], [1, 2, 0, 4]])
 WEIGHT = torch.tensor([1.0, 0.5, 0.2, 0.7])
 NODES = 6
+SAME = (0.0, 1.0)
 FIT = {"loss_fn": MaskedMAE(), "optim_class": torch.optim.SGD, "optim_kwargs": {"lr": 0.1}}
 
 
@@ -243,7 +244,7 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     wise, places = mixer(NODES, seed=9), torch.tensor([4, 0, 2])
     ids = "abcdef"
     match = match_sensors(ids, [ids[i] for i in places])
-    wrapped = OnSensors(wise, match, NODES, 3, EDGES, WEIGHT)
+    wrapped = OnSensors(wise, match, NODES, 3, SAME, SAME, EDGES, WEIGHT)
     full = torch.randn(20, NODES, 1, generator=torch.Generator().manual_seed(1))
     pair = torch.tensor([[1, 2], [2, 1]])
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
@@ -269,7 +270,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     wise = mixer(NODES, seed=9)
     mine = ["f", "new", "e", "d", "c", "b", "a"]
     match = match_sensors("abcdef", mine, unknown="ignore")
-    wrapped = OnSensors(wise, match, NODES, len(mine), EDGES, WEIGHT)
+    wrapped = OnSensors(wise, match, NODES, len(mine), SAME, SAME, EDGES, WEIGHT)
     x = torch.randn(4, 6, len(mine), 1, generator=torch.Generator().manual_seed(0))
     own = torch.stack([x[:, :, mine.index(name)] for name in "abcdef"], 2)
     with torch.no_grad():
@@ -303,8 +304,8 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
 def test_wrappers_refuse_what_does_not_fit():
     match = match_sensors("abc", "ca")
     with pytest.raises(ValueError, match="`n_teacher` is 2, expected an integer of at least 3"):
-        OnSensors(mixer(3), match, 2, 2, EDGES[:, :2])
-    wrapped = OnSensors(mixer(3), match, 3, 2, EDGES[:, :2])
+        OnSensors(mixer(3), match, 2, 2, SAME, SAME, EDGES[:, :2])
+    wrapped = OnSensors(mixer(3), match, 3, 2, SAME, SAME, EDGES[:, :2])
     x = torch.zeros(1, 6, 3, 1)
     with pytest.raises(ValueError, match=r"`u` has shape \(1, 6, 2, 1\), .* all sensors share"):
         wrapped(x[:, :, :2], teacher_x=x, u=torch.zeros(1, 6, 2, 1))
@@ -313,3 +314,30 @@ def test_wrappers_refuse_what_does_not_fit():
         SharedSensors(pair, torch.tensor([0, 1, 2]), 4)
     with pytest.raises(ValueError, match=r"`places` is \[0, 4\], expected nodes from 0 to 3"):
         SharedSensors(pair, torch.tensor([0, 4]), 4)
+
+
+def test_a_teacher_of_other_units_reads_and_answers_in_its_own():
+    """Two scalers: in miles an hour teacher alone and wrapped forecast the same."""
+    match = match_sensors("abc", "ca")
+    teacher = mixer(3)
+    own, given = (50.0, 10.0), (60.0, 4.0)
+    wrapped = OnSensors(teacher, match, 3, 2, own, given, EDGES[:, :2])
+    speeds = 40 + 20 * torch.rand(2, 6, 3, 1, generator=torch.Generator().manual_seed(0))
+    u = torch.zeros(2, 6, 2)
+    x = ((speeds - given[0]) / given[1])[:, :, [2, 0]]
+    told = wrapped(x, (speeds - given[0]) / given[1], u) * given[1] + given[0]
+    alone = teacher((speeds - own[0]) / own[1], EDGES[:, :2], None, u) * own[1] + own[0]
+    torch.testing.assert_close(told, alone[:, :, [2, 0]], rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match=r"`student_scaler\[1\]` is 0.0, expected a finite number"):
+        OnSensors(teacher, match, 3, 2, own, (60.0, 0.0), EDGES[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"teacher_bound": 0.0}, "`teacher_bound`"), ({"aggregation": "camkd"}, "aggregation camkd")],
+)
+def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict, named: str):
+    with pytest.raises(ValueError, match=f"{named} judges a teacher by all sensors of a sample"):
+        DistillationPredictor(
+            mixer(3), DisjointGraphs(), model=mixer(3), loss_fn=MaskedMAE(), **options
+        )

@@ -435,6 +435,17 @@ def test_missing_targets_may_be_nan(loss_fn):
     assert not same(made.model, student())
 
 
+def test_a_mask_of_bytes_is_one_of_booleans():
+    made = [predictor(), predictor()]
+    modules = [windows(), windows()]
+    dataset = modules[1].torch_dataset
+    dataset.set_mask(dataset.mask.to(torch.uint8))
+    for each, module in zip(made, modules, strict=True):
+        trainer(1, limit_val_batches=0).fit(each, datamodule=module)
+    assert same(made[0].model, made[1].model)
+    assert not same(made[0].model, student())
+
+
 @pytest.mark.parametrize("shape", [(slice(None), slice(0, 1)), (..., slice(0, 0))])
 def test_a_mask_of_another_shape_is_refused(shape):
     made = predictor()

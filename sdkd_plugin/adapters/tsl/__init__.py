@@ -20,6 +20,7 @@ from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
 from sdkd_plugin.adapters.tsl.options import DistillOptions
 from sdkd_plugin.adapters.tsl.predictor import DistillationPredictor
 from sdkd_plugin.adapters.tsl.registry import (
+    check_hparams,
     get_model_class,
     get_optimizer_class,
     get_scheduler_class,
@@ -45,6 +46,7 @@ __all__ = [
     "SeededEpochs",
     "SharedSensors",
     "TrafficDataset",
+    "check_hparams",
     "get_dataset",
     "get_model_class",
     "get_optimizer_class",

@@ -16,18 +16,25 @@ from sdkd_plugin.data.traffic import Missing
 
 
 def load_traffic(
-    source: str | Path, *, start: str | None = None, missing: Missing = "none"
+    source: str | Path,
+    *,
+    start: str | None = None,
+    missing: Missing | None = None,
+    freq: str | None = None,
 ) -> TrafficData:
     """Measured traffic from a folder, or METR-LA from where tsl finds or downloads it.
 
     Args:
         source: a folder with T-GCN's csv pair (the Los-loop week or another) or with tsl's METR-LA
             files; or ``metr_la``, which tsl downloads where there is a network.
-        start: the first time of a csv pair, which its files do not say, such as ``2012-03-01``.
+        start: the first time of a csv pair, which its files do not say, such as ``2012-03-01``. It,
+            ``missing`` and ``freq`` are known of the Los-loop week.
         missing: what a csv pair has where nothing was measured, as `read_csv_pair`.
+        freq: the step between rows of a csv pair, as pandas writes it, such as ``5min``.
 
     Raises:
-        ValueError: if files are damaged or do not fit together, or a csv pair lacks its start.
+        ValueError: if files are damaged or do not fit together, or it is not said of a csv pair
+            when it starts, how far apart its rows are, and what marks a missing reading.
         FileNotFoundError: if there is no such folder, nothing known in it, or METR-LA could not be
             downloaded.
     """
@@ -38,17 +45,20 @@ def load_traffic(
         return _metr_la(files.folder)
     if files.kind == "los_loop":
         return read_los_loop(files.folder)
-    if start is None:
+    said = {"start": start, "missing": missing, "freq": freq}
+    if unsaid := [name for name, value in said.items() if value is None]:
         raise ValueError(
-            f"{files.speed} does not say when its readings were taken: give the start, such as "
-            "2012-03-01, for the time of day is an input."
+            f"{files.speed} does not say when its readings were taken, how far apart, or what "
+            f"marks a missing one: give {unsaid}, such as start=2012-03-01, freq=5min and "
+            "missing=zeros, nan or none (in a configuration dataset.options.start and so on)."
         )
     return read_csv_pair(
         files.speed,
         cast(Path, files.adjacency),
         locations=files.locations,
-        start=start,
-        missing=missing,
+        start=cast(str, start),
+        missing=cast(Missing, missing),
+        freq=cast(str, freq),
     )
 
 
@@ -107,7 +117,7 @@ def spatiotemporal_dataset(
                 "the readings."
             )
         mask = mask & labelled
-    # tsl's own `datetime_encoded` needs a data set of tsl's, which asks for a node similarity.
+    # tsl's own `datetime_encoded` needs a data set of tsl's, with a node similarity.
     angle = 2 * np.pi * np.asarray((data.index - data.index.normalize()) / pd.Timedelta(days=1))
     day = torch.from_numpy(np.stack([np.sin(angle), np.cos(angle)], axis=1)).float()
     return SpatioTemporalDataset(

@@ -90,7 +90,7 @@ def get_dataset(name: str, options: Mapping[str, Any] | None = None) -> Datetime
     check_choice("dataset.name", name, DATASETS)
     given = {option: value for option, value in (options or {}).items() if value is not None}
     allowed = {
-        "csv": ("root", "start", "missing"),
+        "csv": ("root", "start", "missing", "freq"),
         "simulator": tuple(inspect.signature(simulate_traffic).parameters),
     }.get(name, ("root",))
     for option in given:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from tsl.data import SpatioTemporalDataset
 
 from sdkd_plugin.adapters.tsl.registry import make_model
@@ -35,6 +36,9 @@ class DataCard:
         node_ids: of the sensors, in order.
         scaler_bias: what the scaler subtracts, flattened.
         scaler_scale: what the scaler divides by, flattened.
+        step_minutes: between readings, None where the data do not say.
+        covariates: features of ``u``, 0 for none.
+        graph: of the edges and their weights, a checksum.
     """
 
     window: int
@@ -42,6 +46,9 @@ class DataCard:
     node_ids: tuple[str, ...]
     scaler_bias: tuple[float, ...] = ()
     scaler_scale: tuple[float, ...] = ()
+    step_minutes: float | None = None
+    covariates: int = 0
+    graph: str = ""
 
     @classmethod
     def of(cls, dataset: SpatioTemporalDataset, node_ids: Iterable[object]) -> "DataCard":
@@ -59,8 +66,18 @@ class DataCard:
             else ()
             for name in ("bias", "scale")
         )
-        ids = tuple(str(each) for each in node_ids)
-        return cls(int(dataset.window), int(dataset.horizon), ids, bias, scale)
+        index = dataset.index
+        minutes = None if index is None else (index[1] - index[0]).total_seconds() / 60
+        return cls(
+            int(dataset.window),
+            int(dataset.horizon),
+            tuple(str(each) for each in node_ids),
+            bias,
+            scale,
+            minutes,
+            dataset.input_map.u.shape[-1] if "u" in dataset.input_map else 0,
+            _graph_checksum(dataset),
+        )
 
     def check_fits(self, data: "DataCard", folder: str | os.PathLike[str]) -> None:
         """Refuse data that a forecaster of this card was not trained for.
@@ -73,12 +90,11 @@ class DataCard:
             ValueError: naming what differs, both values, and what to do.
         """
         remedy = "train another teacher for these data, or give the folder of one that fits."
-        for name in ("window", "horizon"):
+        for name in ("window", "horizon", "step_minutes", "covariates"):
             mine, theirs = getattr(self, name), getattr(data, name)
             if mine != theirs:
                 raise ValueError(
-                    f"the forecaster in {folder} has a {name} of {mine} steps, the data {theirs}: "
-                    f"{remedy}"
+                    f"the forecaster in {folder} has {name} {mine}, the data {theirs}: {remedy}"
                 )
         if len(self.node_ids) != len(data.node_ids):
             raise ValueError(
@@ -93,6 +109,11 @@ class DataCard:
                 f"the forecaster in {folder} is for other sensors: {len(differing)} of "
                 f"{len(self.node_ids)} differ, first number {i}, {mine!r} there and {theirs!r} in "
                 f"the data: {remedy}"
+            )
+        if self.graph != data.graph:
+            raise ValueError(
+                f"the forecaster in {folder} was trained on other edges or weights between the "
+                f"same sensors: {remedy}"
             )
         for name in ("scaler_bias", "scaler_scale"):
             mine, theirs = getattr(self, name), getattr(data, name)
@@ -205,6 +226,18 @@ def load_forecaster(
             f"{folder / WEIGHTS} does not belong to {CARD} beside it ({error}): train again."
         ) from error
     return network.eval(), forecaster
+
+
+def _graph_checksum(dataset: SpatioTemporalDataset) -> str:
+    """Of the edges in order and their weights; empty where there are none."""
+    if not isinstance(dataset.edge_index, Tensor):
+        return ""
+    source, target = dataset.edge_index.cpu()
+    weight = dataset.edge_weight
+    weight = torch.ones(len(source)) if weight is None else weight.cpu().float()
+    order = np.lexsort((target.numpy(), source.numpy()))
+    parts = (source[order].long(), target[order].long(), weight[order])
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
 
 
 def _checksum(path: Path) -> str:

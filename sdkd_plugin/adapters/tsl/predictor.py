@@ -25,6 +25,7 @@ from sdkd_plugin.losses import (
     AbstractAggregation,
     AbstractWeighting,
     AggregationName,
+    CAMKDAggregation,
     WeightingName,
 )
 from sdkd_plugin.spectral import AbstractTransform, Bands
@@ -113,6 +114,7 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
             check_finite=check_finite,
         )
         _check_sensors(distiller)
+        _check_judges(distiller)
         # In a tuple, where nn.Module does not look: the student is registered as `model` already.
         # What else is trained or kept is registered by itself.
         self._distillers = (distiller,)
@@ -169,8 +171,9 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
         y = targets["y"]
         if mask is not None:
             check_shape("batch.mask", mask.shape, y.shape, "one value for each of the target")
+            mask = mask.bool()  # tsl takes bytes too
             # What was not observed counts 0 times, but 0 times NaN is NaN in the gradient.
-            y = torch.where(mask.bool(), y, y.nan_to_num(0.0, 0.0, 0.0))
+            y = torch.where(mask, y, y.nan_to_num(0.0, 0.0, 0.0))
         if self.distiller.kd_weight > 0:
             _set_graphs(self.distiller.loss.transform, batch)
         scaler = transform.get("y")
@@ -226,6 +229,20 @@ def _set_graphs(transform: AbstractTransform, batch: Any) -> None:
             f"the batch holds {batch.num_graphs} disjoint graphs and `transform` is a "
             f"{type(transform).__name__} of one, expected transform=DisjointGraphs(), which looks "
             "at each batch's own graphs."
+        )
+
+
+def _check_judges(distiller: SDKDDistiller) -> None:
+    """Refuse what judges a teacher by a sample, where samples are not what is compared."""
+    transform = distiller.loss.transform
+    camkd = isinstance(distiller.aggregation, CAMKDAggregation)
+    if isinstance(transform, SharedSensors | DisjointGraphs) and (
+        camkd or distiller.teacher_bound is not None
+    ):
+        raise ValueError(
+            f"{'aggregation camkd' if camkd else '`teacher_bound`'} judges a teacher by all "
+            f"sensors of a sample, but `transform` is a {type(transform).__name__}, expected a "
+            "GraphTransform of one graph whose sensors the teacher knows; leave one of them out."
         )
 
 

@@ -127,6 +127,24 @@ def get_scheduler_class(name: str) -> type[lr_scheduler.LRScheduler]:
     return known[name]
 
 
+def check_hparams(argument: str, kind: type, options: Mapping[str, Any]) -> None:
+    """Refuse options that a class does not take.
+
+    Args:
+        argument: how the configuration calls them.
+        kind: whose constructor they are for.
+        options: by name.
+
+    Raises:
+        ValueError: at the first unknown one, listing those there are.
+
+    Example:
+        >>> check_hparams("optimizer.hparams", torch.optim.Adam, {"lr": 1e-3})
+    """
+    for option in options:
+        check_choice(argument, option, inspect.signature(kind).parameters)
+
+
 def _subclasses(module: Any, base: type) -> dict[str, Any]:
     """The public proper subclasses of a class in a module, by name."""
     return {

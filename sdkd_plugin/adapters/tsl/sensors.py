@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_positive_int, check_shape
+from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_shape
 from sdkd_plugin.answers import accepted_inputs
 from sdkd_plugin.spectral import AbstractTransform, Bands, GraphTransform
 
@@ -77,6 +77,9 @@ class OnSensors(nn.Module):
     teacher's order and in the student's scaled units. Covariates ``u`` must be shared by all
     sensors.
 
+    Other sensors have another mean: the scalers of both are needed, to read and to answer in the
+    student's units, ``(value - bias) / scale``.
+
     At sensors of the student that the teacher does not know the answer is 0 and means nothing:
     `DistillationPredictor` insists on a `SharedSensors` transform then.
 
@@ -85,19 +88,22 @@ class OnSensors(nn.Module):
         match: of `match_sensors`.
         n_teacher: sensors of the teacher.
         n_student: sensors of the student.
+        teacher_scaler: bias and scale that the teacher was trained with.
+        student_scaler: bias and scale of the student's data.
         edge_index: the teacher's graph.
         edge_weight: its weights.
 
     Raises:
-        ValueError: if the numbers do not fit the match; in forward, if ``teacher_x`` is needed and
-            missing, is of another number of sensors, or the covariates are not shared.
+        ValueError: if the numbers do not fit the match, or a scale is not positive; in forward, if
+            ``teacher_x`` is needed and missing, is of another number of sensors, or the covariates
+            are not shared.
 
     Example:
         >>> from sdkd_plugin.models import GraphMixer
         >>> teacher = GraphMixer(horizon=6, window=12, n_nodes=3)
         >>> match = match_sensors("abc", "ca")
         >>> edges = torch.tensor([[0, 1], [1, 2]])
-        >>> wrapped = OnSensors(teacher, match, 3, 2, edges)
+        >>> wrapped = OnSensors(teacher, match, 3, 2, (50.0, 10.0), (55.0, 8.0), edges)
         >>> x, teacher_x = torch.randn(4, 12, 2, 1), torch.randn(4, 12, 3, 1)
         >>> wrapped(x, teacher_x=teacher_x).shape
         torch.Size([4, 6, 2, 1])
@@ -114,6 +120,8 @@ class OnSensors(nn.Module):
         match: SensorMatch,
         n_teacher: int,
         n_student: int,
+        teacher_scaler: tuple[float, float],
+        student_scaler: tuple[float, float],
         edge_index: Int[Tensor, "2 edges"],
         edge_weight: Float[Tensor, " edges"] | None = None,
     ) -> None:
@@ -123,7 +131,14 @@ class OnSensors(nn.Module):
             ("n_student", n_student, match.student),
         ):
             check_positive_int(argument, number, minimum=int(places.max()) + 1)
+        for argument, (_, scale) in (
+            ("teacher_scaler", teacher_scaler),
+            ("student_scaler", student_scaler),
+        ):
+            check_positive(f"{argument}[1]", scale)
         self.teacher = teacher
+        self.teacher_scaler = teacher_scaler
+        self.student_scaler = student_scaler
         self.n_teacher = n_teacher
         self.n_student = n_student
         self.register_buffer("edge_index", edge_index, persistent=False)
@@ -158,7 +173,10 @@ class OnSensors(nn.Module):
             )
         inputs = {"edge_index": self.edge_index, "edge_weight": self.edge_weight, "u": u}
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        forecast = self.teacher(teacher_x, **accepted_inputs(self.teacher, inputs))
+        (bias, scale), (own_bias, own_scale) = self.student_scaler, self.teacher_scaler
+        read = (teacher_x * scale + (bias - own_bias)) / own_scale
+        forecast = self.teacher(read, **accepted_inputs(self.teacher, inputs))
+        forecast = (forecast * own_scale + (own_bias - bias)) / scale
         out = forecast.new_zeros(*forecast.shape[:2], self.n_student, *forecast.shape[3:])
         return out.index_copy(2, self.at_student, forecast.index_select(2, self.at_teacher))
 
