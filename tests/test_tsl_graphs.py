@@ -323,10 +323,9 @@ def test_a_teacher_of_other_units_reads_and_answers_in_its_own():
     own, given = (50.0, 10.0), (60.0, 4.0)
     wrapped = OnSensors(teacher, match, 3, 2, own, given, EDGES[:, :2])
     speeds = 40 + 20 * torch.rand(2, 6, 3, 1, generator=torch.Generator().manual_seed(0))
-    u = torch.zeros(2, 6, 2)
     x = ((speeds - given[0]) / given[1])[:, :, [2, 0]]
-    told = wrapped(x, (speeds - given[0]) / given[1], u) * given[1] + given[0]
-    alone = teacher((speeds - own[0]) / own[1], EDGES[:, :2], None, u) * own[1] + own[0]
+    told = wrapped(x, (speeds - given[0]) / given[1]) * given[1] + given[0]
+    alone = teacher((speeds - own[0]) / own[1], EDGES[:, :2]) * own[1] + own[0]
     torch.testing.assert_close(told, alone[:, :, [2, 0]], rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match=r"`student_scaler\[1\]` is 0.0, expected a finite number"):
         OnSensors(teacher, match, 3, 2, own, (60.0, 0.0), EDGES[:, :2])
