@@ -46,6 +46,7 @@ from sdkd_plugin.report.figures import band_bars, binned_spectrum, error_spectra
 from neuralop import Trainer, get_model  # isort: skip
 from neuralop.data.transforms.data_processors import DefaultDataProcessor  # isort: skip
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer  # isort: skip
+from neuralop.models.base_model import BaseModel  # isort: skip
 from zencfg.bunch import Bunch  # isort: skip
 
 FRAMES = 10
@@ -124,7 +125,7 @@ class Experiment:
             mean=inputs.mean().reshape(1, 1, 1, 1), std=inputs.std().reshape(1, 1, 1, 1)
         )
 
-    def model(self, arch: str, options: dict[str, Any], seed: int) -> nn.Module:
+    def model(self, arch: str, options: dict[str, Any], seed: int) -> BaseModel:
         """A registered model, from the host's own factory."""
         torch.manual_seed(seed)
         config = {"model_arch": arch, "data_channels": FRAMES, "out_channels": FRAMES, **options}
@@ -139,7 +140,7 @@ class Experiment:
     def train(
         self,
         title: str,
-        model: nn.Module,
+        model: BaseModel,
         loss: Callable[..., Tensor],
         samples: StackDataset[Any],
         steps: int,
@@ -187,8 +188,7 @@ class Experiment:
             saved = Path(folder) / "best_model_state_dict.pt"
             if not saved.exists():
                 raise RuntimeError(f"{title}: diverged, there is no finite validation error.")
-            best = torch.load(saved, weights_only=True)
-        model.load_state_dict(best)
+            model.load_checkpoint(folder, "best_model")
         model.eval()
 
     def normalised(self, x: Tensor) -> Tensor:
