@@ -261,12 +261,15 @@ def test_a_diverged_training_is_named(ablation, tmp_path):
 
 
 def test_the_table_says_what_differs_and_what_does_not(ablation):
-    names = {key: ablation.rows.ROWS[key].name for key in ("alone", "plain", "fixed", "relative")}
+    keys = ("alone", "plain", "fixed", "relative", "mean", "aekd")
+    names = {key: ablation.rows.ROWS[key].name for key in keys}
     errors = {
         "alone": [1.0, 1.1, 0.9],
         "plain": [0.50, 0.60, 0.55],
         "fixed": [0.40, 0.51, 0.45],
         "relative": [0.52, 0.57, 0.56],
+        "mean": [0.50, 0.59, 0.56],
+        "aekd": [0.51, 0.57, 0.56],
     }
     rows = pd.DataFrame(
         {"setting": QUARTER, "row": names[key], "seed": seed, "relative_l2": value}
@@ -278,16 +281,21 @@ def test_the_table_says_what_differs_and_what_does_not(ablation):
     text = ablation.report.report(rows, {"ns_1e-3": ablation.small["ns_1e-3"]}, ["None is."])
     lines = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| a q")}
     p = scipy.stats.ttest_rel(errors["fixed"], errors["plain"]).pvalue
-    assert f"| {1.36 / 1.65 - 1:+.1%} (p = {p:.2g}) | 0.4533 ± 0.0551 |" in lines[names["fixed"]]
+    assert (
+        f"| {1.36 / 1.65 - 1:+.1%} (p = {p:.2g}) | - | 0.4533 ± 0.0551 |" in lines[names["fixed"]]
+    )
     p = scipy.stats.ttest_rel(errors["plain"], errors["alone"]).pvalue
-    assert f"| {1.65 / 3 - 1:+.1%} (p = {p:.2g}) | - |" in lines[names["plain"]]
+    assert f"| {1.65 / 3 - 1:+.1%} (p = {p:.2g}) | - | - |" in lines[names["plain"]]
+    # The aggregation of two teachers is compared with their mean.
+    p = scipy.stats.ttest_rel(errors["aekd"], errors["mean"]).pvalue
+    assert f"| {1.64 / 1.65 - 1:+.1%} (p = {p:.2g}) | 0.5467" in lines[names["aekd"]]
     assert list(lines) == list(names.values())
     assert f"p < 0.05: lower: {names['fixed']}." in text
-    assert f"not told apart: {names['relative']}." in text
+    assert f"not told apart: {names['relative']}; {names['mean']}; {names['aekd']}." in text
     assert "None is." in text
     # Other seeds are no pairs.
     text = ablation.report.report(rows[1:], {"ns_1e-3": ablation.small["ns_1e-3"]}, [])
-    assert f"| {QUARTER} | {names['plain']} | - | - |" in text
+    assert f"| {QUARTER} | {names['plain']} | - | - | - |" in text
 
 
 @pytest.mark.parametrize(

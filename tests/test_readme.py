@@ -63,7 +63,7 @@ def test_behind_neuraloperator():
 def test_a_fourier_neural_operator_teaches(student_kind, tmp_path, monkeypatch):
     monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
     block = block_with("load_navier_stokes(").replace("navier_stokes(60, ", "navier_stokes(4, ")
-    for size, smaller in (("n_train=40", "n_train=2"), ("[20, 20], b", "[2, 2], b")):
+    for size, smaller in (("n_train=40", "n_train=2"), ("n_tests=[20, 20]", "n_tests=[2, 2]")):
         assert size in block
         block = block.replace(size, smaller)  # the solver takes long for sixty
     names = run(block, student_kind=student_kind)

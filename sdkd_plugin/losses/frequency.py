@@ -41,6 +41,7 @@ def frequency_aligned_loss(
         ValueError: as `band_errors`, and if there is not one finite weight of at least 0 a band.
 
     Example:
+        >>> import torch
         >>> from sdkd_plugin import GridTransform
         >>> field = torch.randn(4, 3, 8, 8)
         >>> transform, bands = GridTransform((8, 8)), Bands.split(0.25)
@@ -82,6 +83,7 @@ class FrequencyAlignedLoss(nn.Module):
         ValueError: if the weighting is unknown or does not fit the bands.
 
     Example:
+        >>> import torch
         >>> from sdkd_plugin import GridTransform
         >>> loss = FrequencyAlignedLoss(GridTransform((8, 8)), Bands.split(0.25), (1.0, 2.0))
         >>> student, teacher = torch.randn(2, 4, 3, 8, 8)
