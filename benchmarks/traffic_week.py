@@ -328,9 +328,10 @@ def report(rows: pd.DataFrame, options: argparse.Namespace) -> tuple[str, list[s
     rows = rows.merge(costs(week, n_teachers), on="model", how="left")
     order = ["persistence", "historical average", *FORECASTERS]
     order.insert(order.index(TEACHER) + 1, TEACHERS)
-    rows["rank"] = rows.model.map(order.index)
-    rows = rows.sort_values(["setting", "rank", "seed"], kind="stable")
     rows["setting"] = rows.setting.where(rows.model.isin(STUDENTS), "-")
+    rows["group"] = rows.setting.map(["-", *SETTINGS].index)
+    rows["rank"] = rows.model.map(order.index)
+    rows = rows.sort_values(["group", "rank", "seed"], kind="stable")
     seeds = rows.groupby(["model", "setting"]).seed.nunique().rename("seeds").reset_index()
     rows = rows.merge(seeds, on=["model", "setting"])
     rows["seeds"] = rows.seeds.where(rows.model.isin(FORECASTERS), 1)

@@ -32,6 +32,12 @@ def test_every_block_is_run_below():
     assert len(BLOCKS) == 4
 
 
+def test_every_file_it_names_is_there():
+    named = re.findall(r"(?:benchmarks|examples)/[\w/]+\.\w+", README)
+    assert len(set(named)) >= 5
+    assert all((Path(__file__).parents[1] / name).is_file() for name in named)
+
+
 def test_ten_lines():
     names = run(block_with("distiller.step(x, y)"))
     assert names["forecast"].shape == (4, 10, 32, 32)
