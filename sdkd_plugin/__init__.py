@@ -7,7 +7,7 @@ works behind neuraloperator and torch-spatiotemporal is in `sdkd_plugin.adapters
 from sdkd_plugin._version import __version__
 from sdkd_plugin.answers import TeacherAnswer
 from sdkd_plugin.augmentation import GaussianNoise, Mixup
-from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
+from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.latents import LatentPair
 from sdkd_plugin.losses import (
     AdaptiveWeighting,
@@ -23,6 +23,7 @@ from sdkd_plugin.losses import (
 from sdkd_plugin.resolution import AtResolution
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
 from sdkd_plugin.taps import TapReader
+from sdkd_plugin.terms import DistillationTerms
 
 __all__ = [
     "AEKDAggregation",

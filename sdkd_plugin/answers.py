@@ -4,13 +4,14 @@ Here live the teachers' answers and how they are asked for. What is done with th
 """
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_finite, check_shape
-from sdkd_plugin.spectral import AbstractTransform, GridTransform
+from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
 from sdkd_plugin.taps import TapReader
@@ -108,6 +109,31 @@ def check_answers(
             )
         checked.append(TeacherAnswer(theirs, answer.latents))
     return checked
+
+
+def warn_of_empty_bands(
+    answers: Sequence[TeacherAnswer],
+    teachers: Sequence[nn.Module],
+    transform: AbstractTransform,
+    bands: Bands,
+) -> None:
+    """Say in which bands a teacher's forecasts are nothing at all: there the student is drawn to 0.
+
+    Args:
+        answers: one a teacher, as `check_answers` gives them.
+        teachers: for their names.
+        transform: the domain of the forecasts.
+        bands: of its frequencies.
+    """
+    for i, (teacher, answer) in enumerate(zip(teachers, answers, strict=True)):
+        energy = transform.sample_band_energy(answer.forecast, bands).sum(0)
+        if empty := (energy == 0).nonzero()[:, 0].tolist():
+            warnings.warn(
+                f"the forecast of teacher {i} ({type(teacher).__name__}) is 0 in the bands "
+                f"{empty} (0 is the lowest): there the student is drawn to 0; choose other bands "
+                "if that is not meant.",
+                stacklevel=2,
+            )
 
 
 def _differs_in_resolution(theirs: Tensor, mine: Tensor, transform: GridTransform) -> bool:

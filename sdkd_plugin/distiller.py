@@ -1,12 +1,10 @@
 """One training step of distillation: who forecasts, what is compared, and the sum of it.
 
-Here live `SDKDDistiller` and what it gives. Optimisers, epochs and data are the hosts'; asking the
-models is in `answers`, what is compared between latents in `latents`.
+Here lives `SDKDDistiller`; what a step gives is in `terms`. Optimisers, epochs and data are the
+hosts'; asking the models is in `answers`, what is compared between latents in `latents`.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,6 +20,7 @@ from sdkd_plugin.answers import (
     ask,
     check_answers,
     forward_parameters,
+    warn_of_empty_bands,
 )
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, augment, make_augmentation
 from sdkd_plugin.latents import LatentLosses, LatentPair
@@ -41,48 +40,7 @@ from sdkd_plugin.losses import (
 from sdkd_plugin.losses.bound import bounded_samples
 from sdkd_plugin.losses.task import TASK_LOSSES, TaskLoss, observed_mean
 from sdkd_plugin.spectral import AbstractTransform, Bands
-
-
-@dataclass(frozen=True)
-class DistillationTerms:
-    """A step's loss and its parts; all but the total are without gradient.
-
-    Attributes:
-        total: ``task + kd_weight * (frequency-aligned loss + weighted latent losses)``.
-        task: the loss against the labels, 0 where nothing is labelled.
-        frequency: mean squared difference from the teacher in each band, unweighted, of shape
-            ``(n_bands,)``; None where ``kd_weight`` is 0 and no teacher was asked.
-        features: the loss of each latent pair, unweighted, by ``"student<-teacher"``.
-        band_weights: what each band counted for, or None as ``frequency``.
-        teacher_weights: what each teacher counted for, of shape ``(n_teachers,)``, a mean over the
-            batch where they differ by sample; or None as ``frequency``.
-    """
-
-    total: Tensor
-    task: Tensor
-    frequency: Tensor | None
-    features: Mapping[str, Tensor]
-    band_weights: Tensor | None
-    teacher_weights: Tensor | None
-
-    def scalars(self) -> dict[str, Tensor]:
-        """One number a name, without gradient, for a logger.
-
-        Example:
-            >>> zero = torch.tensor(0.0)
-            >>> terms = DistillationTerms(zero, zero, torch.zeros(2), {}, torch.ones(2), None)
-            >>> list(terms.scalars())
-            ['total', 'task', 'kd_band_0', 'kd_band_1', 'weight_0', 'weight_1']
-        """
-        scalars = {"total": self.total.detach(), "task": self.task}
-        for name, values in {
-            "kd_band": self.frequency,
-            "weight": self.band_weights,
-            "teacher_weight": self.teacher_weights,
-        }.items():
-            for i, value in enumerate(() if values is None else values):
-                scalars[f"{name}_{i}"] = value
-        return scalars | {f"kd_{name}": value for name, value in self.features.items()}
+from sdkd_plugin.terms import DistillationTerms
 
 
 class SDKDDistiller(nn.Module):
@@ -423,7 +381,8 @@ class SDKDDistiller(nn.Module):
             finite=self.check_finite,
         )
         if self.check_finite and not self._looked_at_bands:
-            self._warn_of_empty_bands(answers)
+            self._looked_at_bands = True
+            warn_of_empty_bands(answers, self._teachers, self.loss.transform, self.loss.bands)
         kd, teacher_weights = self._distil(forecast, answers, y, mask)
         total = kd.total
         features: dict[str, Tensor] = {}
@@ -440,19 +399,6 @@ class SDKDDistiller(nn.Module):
             band_weights=kd.weights.detach(),
             teacher_weights=teacher_weights,
         )
-
-    def _warn_of_empty_bands(self, answers: Sequence[TeacherAnswer]) -> None:
-        """Say once, at the first step, where a teacher carries nothing."""
-        self._looked_at_bands = True
-        for i, (teacher, answer) in enumerate(zip(self._teachers, answers, strict=True)):
-            energy = self.loss.transform.sample_band_energy(answer.forecast, self.loss.bands)
-            if empty := (energy.sum(0) == 0).nonzero()[:, 0].tolist():
-                warnings.warn(
-                    f"the forecast of teacher {i} ({type(teacher).__name__}) is 0 in the bands "
-                    f"{empty} (0 is the lowest): there the student is drawn to 0; choose other "
-                    "bands if that is not meant.",
-                    stacklevel=3,
-                )
 
     def _distil(
         self,

@@ -19,9 +19,10 @@ from sdkd_plugin._checks import check_shape
 from sdkd_plugin.adapters.neuralop.units import check_same_units
 from sdkd_plugin.adapters.ranks import RankSync
 from sdkd_plugin.answers import TeacherAnswer, accepted_inputs
-from sdkd_plugin.distiller import DistillationTerms, SDKDDistiller
+from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.losses.task import observed_mean
 from sdkd_plugin.taps import TapReader
+from sdkd_plugin.terms import DistillationTerms
 
 _LATENT = "teacher."
 _STUDENT = "student."

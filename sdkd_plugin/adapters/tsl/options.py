@@ -92,9 +92,9 @@ class DistillOptions:
     @property
     def bands(self) -> Bands:
         """The partition of the graph's frequencies."""
-        several = isinstance(self.cutoff, Sequence)
-        edges = tuple(self.cutoff) if several else (self.cutoff,)  # type: ignore[arg-type]
-        return Bands(edges, self.transition)  # type: ignore[arg-type]
+        cutoff = self.cutoff
+        edges = (float(cutoff),) if isinstance(cutoff, int | float) else tuple(cutoff)
+        return Bands(edges, self.transition)
 
     @property
     def pairs(self) -> tuple[LatentPair, ...]:
