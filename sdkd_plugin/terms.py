@@ -35,6 +35,7 @@ class DistillationTerms:
         """One number a name, without gradient, for a logger.
 
         Example:
+            >>> import torch
             >>> zero = torch.tensor(0.0)
             >>> terms = DistillationTerms(zero, zero, torch.zeros(2), {}, torch.ones(2), None)
             >>> list(terms.scalars())
