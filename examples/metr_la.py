@@ -247,6 +247,7 @@ def make_trainer(cfg: DictConfig, name: str, training: DictConfig) -> pl.Trainer
         gradient_clip_val=cfg.grad_clip_val,
         limit_train_batches=cfg.limit_train_batches,
         num_sanity_val_steps=0,
+        log_every_n_steps=10,
         enable_progress_bar=cfg.progress,
         enable_model_summary=False,
         callbacks=[
