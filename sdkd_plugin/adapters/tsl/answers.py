@@ -60,7 +60,8 @@ class WindowAnswers:
     """The teachers' answers to windows, by the number of their first step.
 
     They are kept on the CPU, as large as the forecasts (and tapped latents) of all windows: windows
-    x horizon x nodes x features numbers for each teacher.
+    x horizon x nodes x features numbers for each teacher. Looking a batch up waits for a GPU,
+    once a step.
 
     Args:
         distiller: with the teachers, which never change.
