@@ -3,8 +3,9 @@
 Here live the few checks that more than one room needs. Nothing here imports anything of ours.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
     near = get_close_matches(str(got), options, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"`{argument}` is {got!r}, expected one of {options}.{hint}")
+
+
+def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
+    """Refuse an argument of another type.
+
+    Raises:
+        ValueError: naming the argument, its type, the expected type and an example of it.
+    """
+    if not isinstance(got, kind):
+        raise ValueError(
+            f"`{argument}` is a {type(got).__name__}, expected a {kind.__name__}, {remedy}."
+        )
 
 
 def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
@@ -93,3 +106,33 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
             f"`mask` has shape {tuple(mask.shape)}, expected {tuple(labels.shape)} as the labels, "
             "or 1 along an axis where it is the same."
         )
+
+
+def check_batch(
+    x: Tensor | None,
+    y: Tensor | None,
+    mask: Tensor | None,
+    inputs: Mapping[str, Any],
+    *,
+    finite: bool,
+) -> None:
+    """Refuse a batch that is empty or not finite, or whose mask does not fit its labels.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if x is not None and len(x) == 0:
+        raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one sample.")
+    if mask is not None:
+        if y is None:
+            raise ValueError("`mask` is given but `y` is None: there are no labels to mask.")
+        check_mask(mask, y)
+    if not finite:
+        return
+    if x is not None:
+        check_finite("x", x)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            check_finite(name, value)
+    if y is not None:
+        check_finite("y", y if mask is None else y[mask.expand_as(y)])

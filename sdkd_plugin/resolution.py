@@ -10,10 +10,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin.answers import accepted_inputs
 from sdkd_plugin.spectral import GridTransform
 from sdkd_plugin.spectral.crop import resample_frequencies
 from sdkd_plugin.spectral.grid import Boundary
+from sdkd_plugin.teachers import accepted_inputs
 
 
 class AtResolution(nn.Module):

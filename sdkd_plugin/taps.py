@@ -57,7 +57,7 @@ class TapReader:
         self._model = model
         self._paths = {name: tap_path(model, name) for name in names}
         self._activations: dict[str, Tensor] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "TapReader":
         self.attach()
@@ -73,17 +73,17 @@ class TapReader:
 
     def attach(self) -> None:
         """Start reading, at every call of the model from now on."""
-        if self._handles:
+        if self.handles:
             return
         for name, path in self._paths.items():
             module = self._model.get_submodule(path)
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+            self.handles.append(module.register_forward_hook(self._hook(name)))
 
     def detach(self) -> None:
         """Stop reading; what was read stays."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
-        self._handles.clear()
+        self.handles.clear()
 
     def read(self) -> dict[str, Tensor]:
         """The activations of the model's last call, handed over: they are not kept.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sdkd_plugin import Bands, GridTransform
 from sdkd_plugin.losses import frequency_aligned_loss
-from sdkd_plugin.losses.aggregation import (
+from sdkd_plugin.losses.teacher_weights import (
     AEKDAggregation,
     CAMKDAggregation,
     MeanAggregation,
@@ -238,7 +238,7 @@ RANK = """
 import sys
 import torch
 import torch.distributed as dist
-from sdkd_plugin.losses.aggregation import AEKDAggregation, TeacherEvidence, gradient_gram
+from sdkd_plugin.losses.teacher_weights import AEKDAggregation, TeacherEvidence, gradient_gram
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from sdkd_plugin import (
     GridTransform,
     LatentPair,
     SDKDDistiller,
-    TeacherAnswer,
+    TeacherOutput,
     frequency_aligned_loss,
 )
 from sdkd_plugin._checks import check_finite
@@ -122,10 +122,10 @@ def test_the_teacher_stays_in_eval_mode_whatever_is_called():
     assert not any(module.training for module in distiller.teachers[0].modules())
     assert all(module.training for module in distiller.student.modules())
     x, _ = batch()
-    (one,), (two,) = distiller.teach(x), distiller.teach(x)
+    (one,), (two,) = distiller.loss.teacher_outputs(x), distiller.loss.teacher_outputs(x)
     assert torch.equal(one.forecast, two.forecast)  # dropout is off
     distiller.teachers[0].train()  # by a caller's mistake
-    (three,) = distiller.teach(x)
+    (three,) = distiller.loss.teacher_outputs(x)
     assert torch.equal(one.forecast, three.forecast)
 
 
@@ -160,7 +160,7 @@ def test_a_step_adds_up_what_it_names(device: torch.device):
     x, y = (tensor.to(device) for tensor in batch())
     terms = distiller.step(x, y)
     forecast = distiller(x)
-    (answer,) = distiller.teach(x)
+    (answer,) = distiller.loss.teacher_outputs(x)
     task = F.mse_loss(forecast, y)
     kd = frequency_aligned_loss(
         forecast, answer.forecast, distiller.loss.transform, BANDS, (0.5, 2.0)
@@ -260,7 +260,7 @@ def test_unlabelled_only_the_teacher_speaks():
     assert terms.task == 0
     terms.total.backward()
     unlabelled = gradients(distiller.student)
-    (answer,) = distiller.teach(x)
+    (answer,) = distiller.loss.teacher_outputs(x)
     distiller.student.zero_grad()
     arguments = distiller.loss.transform, BANDS, (1.0, 2.0)
     frequency_aligned_loss(distiller(x), answer.forecast, *arguments).backward()
@@ -343,10 +343,10 @@ def test_precomputed_answers_give_the_terms_of_online_ones(context: type):
     x, y = batch()
     online, offline = with_latents(), with_latents()
     with context():
-        answers = offline.teach(x)
+        answers = offline.loss.teacher_outputs(x)
     assert set(answers[0].latents) == {"0", "3"}
     assert not answers[0].forecast.requires_grad
-    one, two = online.step(x, y), offline.step(x, y, answers=answers)
+    one, two = online.step(x, y), offline.step(x, y, outputs=answers)
     assert torch.equal(one.total, two.total)
     assert torch.equal(one.frequency, two.frequency)
     assert one.features == two.features
@@ -360,8 +360,8 @@ def test_precomputed_answers_spare_the_teacher():
     teacher = Counted(teacher_net())
     distiller = make(teacher=teacher)
     x, y = batch()
-    answers = distiller.teach(x)
-    distiller.step(x, y, answers=answers)
+    answers = distiller.loss.teacher_outputs(x)
+    distiller.step(x, y, outputs=answers)
     assert teacher.calls == 1
 
 
@@ -553,7 +553,7 @@ def test_an_input_reaches_each_model_that_takes_it(graph: dict, device: torch.de
     transform = GraphTransform.from_edges(**graph, num_nodes=10).to(device)
     distiller = SDKDDistiller(teacher, student, transform)
     assert torch.equal(distiller(x, **graph), expected)
-    (answer,) = distiller.teach(x, **graph)
+    (answer,) = distiller.loss.teacher_outputs(x, **graph)
     assert torch.equal(answer.forecast, teacher(x, **graph))
 
 
@@ -727,12 +727,12 @@ SEEN = torch.ones_like(Y, dtype=torch.bool)
         ((X, Y), {"answers": ()}, "`answers` has 0 answers, expected 1: one for each teacher"),
         (
             (X, Y),
-            {"answers": [TeacherAnswer(BAD_Y, {})]},
+            {"answers": [TeacherOutput(BAD_Y, {})]},
             r"`forecast of teacher 0 \(Sequential\)` has 1 of 1080 values that are NaN or Inf",
         ),
         (
             (X, Y),
-            {"answers": [TeacherAnswer(Y[:, :1], {})]},
+            {"answers": [TeacherOutput(Y[:, :1], {})]},
             r"`forecast of teacher 0 .*` has shape \(5, 1, 8, 9\), expected \(5, 3, 8, 9\)",
         ),
     ],
@@ -855,14 +855,14 @@ def test_a_step_refuses_a_teacher_that_diverges():
 
 def test_a_step_refuses_answers_without_the_latents_it_needs():
     distiller = with_latents()
-    (answer,) = distiller.teach(X)
+    (answer,) = distiller.loss.teacher_outputs(X)
     with pytest.raises(ValueError, match="the latents of '0<-0' are distilled but were not given"):
-        distiller.step(X, Y, answers=[answer._replace(latents={"3": answer.latents["3"]})])
+        distiller.step(X, Y, outputs=[answer._replace(latents={"3": answer.latents["3"]})])
     with pytest.raises(ValueError, match="the latents of '0<-0' are distilled but were not given"):
         distiller.terms(distiller(X), X, Y)
     overflown = {**answer.latents, "3": answer.latents["3"] * torch.inf}
     with pytest.raises(ValueError, match=r"`latent '3' of teacher 0 .*` has .* NaN or Inf"):
-        distiller.step(X, Y, answers=[answer._replace(latents=overflown)])
+        distiller.step(X, Y, outputs=[answer._replace(latents=overflown)])
 
 
 def test_a_task_loss_that_refuses_to_be_masked():

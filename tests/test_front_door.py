@@ -35,7 +35,7 @@ PUBLIC = [
     "TapReader",
     "GaussianNoise",
     "Mixup",
-    "TeacherAnswer",
+    "TeacherOutput",
     "__version__",
     "frequency_aligned_loss",
 ]

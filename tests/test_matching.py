@@ -15,7 +15,7 @@ from sdkd_plugin import (
     Mixup,
     RelativeWeighting,
     SDKDDistiller,
-    TeacherAnswer,
+    TeacherOutput,
 )
 from sdkd_plugin.losses.bound import bounded_samples
 
@@ -62,7 +62,7 @@ def test_only_samples_that_lag_behind_follow_the_teacher():
     theirs[:2] += 0.05  # better than the student
     theirs[2:] += 0.5  # worse
     terms = make(student=student, teacher_bound=0.0, weighting=(1.0, 1.0)).step(
-        X, y, answers=[TeacherAnswer(theirs, {})]
+        X, y, outputs=[TeacherOutput(theirs, {})]
     )
     followed = (student(X) - theirs)[:2].square().sum() / Y.numel()
     torch.testing.assert_close(terms.total - terms.task, followed)
@@ -174,7 +174,7 @@ def test_augmentations_refuse():
     with pytest.raises(ValueError, match=r"`augmentation\(x\)` has 768 of 768 values that are NaN"):
         make(augmentation=lambda x: x * torch.nan).step(X, Y)
     with pytest.raises(ValueError, match="`answers` is given with an `augmentation`"):
-        make(augmentation="noise").step(X, Y, answers=[TeacherAnswer(Y, {})])
+        make(augmentation="noise").step(X, Y, outputs=[TeacherOutput(Y, {})])
 
 
 # Weightings by name.

@@ -8,7 +8,7 @@ import torch
 
 from sdkd_plugin import Bands, GridTransform
 from sdkd_plugin.losses import BandEvidence, FrequencyAlignedLoss
-from sdkd_plugin.losses.measured_weighting import (
+from sdkd_plugin.losses.band_weights import (
     AdaptiveWeighting,
     ConfidenceWeighting,
     confidence_weights,

@@ -129,7 +129,7 @@ def test_known_answers_train_as_the_online_teacher_does():
     online, cached = make("sdkd_unet"), make("sdkd_unet")
     options = {"latents": [LatentPair("latent", "latent_high")], "example": {"x": x}}
     loss = TrainerLoss(distiller_of(online, **options))
-    (answer,) = loss.distiller.teach(x)
+    (answer,) = loss.distiller.loss.teacher_outputs(x)
     first = fit(online, loss, {"x": x, "y": y})
     second = fit(
         cached, TrainerLoss(distiller_of(cached, **options)), {"x": x, "y": y, "teacher": answer}

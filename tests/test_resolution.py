@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdkd_plugin import AtResolution, Bands, GridTransform, LatentPair, SDKDDistiller, TeacherAnswer
+from sdkd_plugin import AtResolution, Bands, GridTransform, LatentPair, SDKDDistiller, TeacherOutput
 from sdkd_plugin.spectral.crop import complete_frequencies, crop_frequencies, resample_frequencies
 
 PAIRS = [
@@ -102,7 +102,7 @@ def test_the_loss_is_that_of_the_shared_frequencies(size: int):
         weighting=weights,
         resolutions="shared",
     )
-    terms = distiller.step(x, answers=[TeacherAnswer(theirs, {})])
+    terms = distiller.step(x, outputs=[TeacherOutput(theirs, {})])
     expected = reference(student(x), theirs, (0.4,), weights)
     torch.testing.assert_close(terms.total, expected, atol=1e-10, rtol=0)
     (gradient,) = torch.autograd.grad(terms.total, student.weight)
@@ -184,9 +184,9 @@ def test_other_differences_than_the_resolution_are_refused():
     )
     with pytest.raises(ValueError, match=re.escape("shape (4, 5, 8, 8), expected (4, 3, 8, 8)")):
         distiller.step(x)
-    answer = TeacherAnswer(torch.randn(4, 5, 16, 16), {})
+    answer = TeacherOutput(torch.randn(4, 5, 16, 16), {})
     with pytest.raises(ValueError, match=re.escape("shape (4, 5, 16, 16), expected (4, 3, 8, 8)")):
-        distiller.step(x, answers=[answer])
+        distiller.step(x, outputs=[answer])
 
 
 @pytest.mark.usefixtures("as_shipped")
@@ -269,5 +269,5 @@ def test_what_the_teacher_cannot_say_costs_nothing(boundary, dtype, device):
     theirs = resample_frequencies(mine.float(), fine.to(device), coarse.to(device))
     student = nn.Conv2d(2, 2, 1).to(device)
     distiller = SDKDDistiller(nn.Conv2d(2, 2, 1), student, fine, resolutions="shared").to(device)
-    terms = distiller.terms(mine, mine, answers=[TeacherAnswer(theirs, {})])
+    terms = distiller.terms(mine, mine, outputs=[TeacherOutput(theirs, {})])
     assert float(terms.frequency.sum()) < 1e-10

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tsl.engines import Predictor
 
-from sdkd_plugin.answers import accepted_inputs
+from sdkd_plugin.teachers import accepted_inputs
 
 _SIZES = ("input_size", "output_size", "exog_size", "n_nodes", "window", "horizon")
 _RECORD = "sdkd_model"

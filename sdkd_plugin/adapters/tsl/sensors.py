@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_shape
-from sdkd_plugin.answers import accepted_inputs
 from sdkd_plugin.spectral import AbstractTransform, Bands, GraphTransform
+from sdkd_plugin.teachers import accepted_inputs
 
 Unknown = Literal["refuse", "ignore"]
 

@@ -1,0 +1,350 @@
+"""Teachers: private frozen copies of any callable model, and their outputs.
+
+Here live the copies, the call of a model with the inputs it accepts, the checks of what a teacher
+returns, and `precompute`. What is learned from the outputs is in `loss`.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdkd_plugin._checks import check_finite, check_shape
+from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
+from sdkd_plugin.spectral.crop import complete_frequencies
+from sdkd_plugin.spectral.transform import working_dtype
+from sdkd_plugin.taps import TapReader, tap_path
+
+if TYPE_CHECKING:
+    from sdkd_plugin.loss import DistillationLoss
+
+Resolutions = Literal["equal", "shared"]
+Teacher = Callable[..., Tensor]
+Module = TypeVar("Module")
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """A teacher's forecast and tapped latents for some samples.
+
+    Attributes:
+        forecast: of shape ``(batch, ...)``.
+        latents: activations by tap, the first axis the batch.
+    """
+
+    forecast: Tensor
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> "TeacherOutput":
+        """The output for some of the samples."""
+        return TeacherOutput(
+            self.forecast[rows], {tap: latent[rows] for tap, latent in self.latents.items()}
+        )
+
+    def to(self, device: torch.device | str) -> "TeacherOutput":
+        """The output on a device."""
+        return TeacherOutput(
+            self.forecast.to(device), {tap: each.to(device) for tap, each in self.latents.items()}
+        )
+
+
+class FunctionTeacher(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Teacher) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, **inputs: Any) -> Tensor:
+        """The function's value."""
+        return self.function(x, **inputs)
+
+
+def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]:
+    """A private copy of each teacher in eval mode without gradients; its weights share memory.
+
+    The originals are not changed. A scripted, traced or exported teacher is copied with its
+    weights. DistributedDataParallel is taken off.
+
+    Raises:
+        ValueError: if there is no teacher, or one is not callable or cannot be copied.
+    """
+    several = isinstance(teacher, nn.ModuleList) or not callable(teacher)
+    if several and (isinstance(teacher, str) or not isinstance(teacher, Iterable)):
+        raise ValueError(
+            f"`teacher` is {teacher!r}, expected a module, a function, or a sequence of them: load "
+            "a trained model first."
+        )
+    given = tuple(cast(Sequence[Teacher], teacher)) if several else (cast(Teacher, teacher),)
+    if not given:
+        raise ValueError("`teacher` is an empty sequence, expected at least one teacher.")
+    return tuple(_frozen_copy(each) for each in given)
+
+
+def _frozen_copy(teacher: Teacher) -> nn.Module:
+    if not callable(teacher):
+        raise ValueError(f"`teacher` has a {type(teacher).__name__}, expected a module.")
+    if not isinstance(teacher, nn.Module):
+        return FunctionTeacher(teacher)
+    model = teacher.module if isinstance(teacher, DistributedDataParallel) else teacher
+    try:
+        copied = aliased_copy(model)
+    except Exception as error:  # whatever a foreign module's members raise when they are copied
+        raise ValueError(
+            f"`teacher` {type(model).__name__} cannot be copied ({error}): give the plain module, "
+            "or a function that calls it."
+        ) from error
+    for parameter in copied.parameters():
+        parameter.requires_grad = False
+    try:
+        return copied.eval()
+    except NotImplementedError:  # an exported program has no modes
+        return copied
+
+
+def aliased_copy(module: Module) -> Module:
+    """A copy of a module with parameters and buffers of its own that share the original's memory.
+
+    ``.to()`` of the copy does not change the original.
+    """
+    memo: dict[int, Any] = {}
+    if isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):
+        for tensor in (*module.parameters(), *module.buffers()):
+            alias = tensor.detach()
+            parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(alias, requires_grad=False) if parameter else alias
+    with torch.no_grad():
+        return copy.deepcopy(module, memo)
+
+
+def check_no_shared_weights(teachers: Iterable[nn.Module], student: nn.Module) -> None:
+    """Refuse a student whose training would change a teacher.
+
+    Raises:
+        ValueError: if a teacher and the student have weights in the same memory.
+    """
+    storages = [_storages(model) for model in (*teachers, student)]
+    if any(storages[-1] & of_teacher for of_teacher in storages[:-1]):
+        raise ValueError(
+            "`teacher` and `student` share weights, expected modules with none in common: training "
+            "the student would change the teacher; give one a `copy.deepcopy`."
+        )
+
+
+def _storages(model: nn.Module) -> set[int]:
+    tensors = (*model.parameters(), *model.buffers())
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+
+def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
+    """Names of a model's forward parameters after the first, and whether it takes any others.
+
+    Wrappers of torch (DataParallel, DistributedDataParallel, ``torch.compile``) are looked through.
+
+    Example:
+        >>> named_inputs(nn.Bilinear(2, 2, 1))
+        (frozenset({'input2'}), False)
+    """
+    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
+        model, "_orig_mod"
+    ):
+        model = cast(nn.Module, model._orig_mod if hasattr(model, "_orig_mod") else model.module)
+    forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
+    schema = getattr(forward, "schema", None)
+    if schema is not None:  # a scripted or traced module: self and x come first
+        return frozenset(argument.name for argument in schema.arguments[2:]), False
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+    except ValueError:  # a function of C has no signature
+        parameters = []
+    kinds = {p.kind for p in parameters}
+    names = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return frozenset(names), inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the inputs that a model's forward accepts, by name or in its ``**kwargs``.
+
+    Example:
+        >>> accepted_inputs(nn.Bilinear(2, 2, 1), {"input2": 1, "edge_index": 2})
+        {'input2': 1}
+    """
+    names, any_name = named_inputs(model)
+    return {name: value for name, value in inputs.items() if any_name or name in names}
+
+
+def check_taps(model: nn.Module, taps: Iterable[str]) -> None:
+    """Refuse taps that do not exist, or that hooks cannot read.
+
+    Raises:
+        ValueError: naming the tap or the wrapper.
+    """
+    for tap in taps:
+        kind = type(model).__name__
+        if isinstance(model, torch.jit.ScriptModule | nn.DataParallel) or hasattr(
+            model, "_orig_mod"
+        ):
+            raise ValueError(
+                f"the tap {tap!r} of a {kind} cannot be read, expected a plain module or "
+                "DistributedDataParallel: tap the model before it is scripted, compiled or wrapped."
+            )
+        tap_path(model, tap)
+
+
+def call_model(
+    model: nn.Module, x: Tensor, inputs: Mapping[str, Any], taps: Sequence[str] = ()
+) -> TeacherOutput:
+    """A model's forecast and the activations of its taps.
+
+    Args:
+        model: called as ``model(x, **inputs)``.
+        x: inputs, the first axis the batch.
+        inputs: those that it accepts.
+        taps: names, as `TapReader` takes them.
+
+    Raises:
+        ValueError: if a tap was not reached, or the forecast is not a tensor.
+    """
+    if taps:
+        with TapReader(model, taps) as reader:
+            forecast = model(x, **inputs)
+        latents = reader.read()
+    else:
+        forecast, latents = model(x, **inputs), {}
+    if not isinstance(forecast, Tensor):
+        raise ValueError(
+            f"`{type(model).__name__}` returns a {type(forecast).__name__}, expected one tensor: "
+            "give a module that returns the forecast alone."
+        )
+    return TeacherOutput(forecast, latents)
+
+
+def precompute(
+    loss: "DistillationLoss", batches: Iterable[Mapping[str, Any]]
+) -> tuple[TeacherOutput, ...]:
+    """The teachers' outputs for a whole data set, so that no training step runs a teacher.
+
+    Args:
+        loss: with the teachers, on their device.
+        batches: keyword arguments of `DistillationLoss.teacher_outputs`: ``x`` and further inputs,
+            in a fixed order. Tensors are moved to the device of the teachers' weights.
+
+    Returns:
+        one output a teacher on the CPU, its rows in the order of the batches. Pass
+        ``[output.select(rows) for output in outputs]`` to a step as ``outputs``.
+
+    Raises:
+        ValueError: if there is no batch.
+
+    Example:
+        >>> from sdkd_plugin import DistillationLoss
+        >>> loss = DistillationLoss(nn.Conv2d(1, 1, 1), GridTransform((8, 8)))
+        >>> x = torch.randn(6, 1, 8, 8)
+        >>> (output,) = precompute(loss, ({"x": part} for part in x.split(4)))
+        >>> output.select(torch.tensor([5, 0])).forecast.shape
+        torch.Size([2, 1, 8, 8])
+    """
+    device = next((p.device for teacher in loss.teachers for p in teacher.parameters()), None)
+    parts: list[list[TeacherOutput]] = []
+    for batch in batches:
+        inputs = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        parts.append([output.to("cpu") for output in loss.teacher_outputs(**inputs)])
+    if not parts:
+        raise ValueError("`batches` is empty, expected at least one batch.")
+    return tuple(
+        TeacherOutput(
+            torch.cat([part.forecast for part in of_teacher]),
+            {tap: torch.cat([p.latents[tap] for p in of_teacher]) for tap in of_teacher[0].latents},
+        )
+        for of_teacher in zip(*parts, strict=True)
+    )
+
+
+def checked_forecasts(
+    outputs: Sequence[TeacherOutput],
+    names: Sequence[str],
+    forecast: Tensor,
+    transform: AbstractTransform,
+    *,
+    resolutions: Resolutions,
+    finite: bool,
+) -> list[Tensor]:
+    """The teachers' forecasts on the student's grid, after a check of each.
+
+    A forecast of another resolution, if that is allowed, is resampled to the student's. Frequencies
+    missing from the teacher's grid are filled with the student's coefficients, so that they add
+    nothing to the loss.
+
+    Args:
+        outputs: one a teacher.
+        names: of the teachers, for messages.
+        forecast: the student's.
+        transform: the domain of the student's forecast.
+        resolutions: whether a teacher's grid may have another resolution.
+        finite: whether to look for NaN and Inf, which waits for a GPU.
+
+    Raises:
+        ValueError: naming the teacher, if an output is missing, has another shape than the
+            student's forecast (but for an allowed resolution), or is NaN or Inf.
+    """
+    if len(outputs) != len(names):
+        raise ValueError(
+            f"`outputs` has {len(outputs)} entries, expected {len(names)}: one a teacher."
+        )
+    checked = []
+    for name, output in zip(names, outputs, strict=True):
+        theirs = output.forecast.detach()
+        if finite:
+            check_finite(f"forecast of {name}", theirs)
+            for tap, latent in output.latents.items():
+                check_finite(f"latent {tap!r} of {name}", latent)
+        if theirs.shape != forecast.shape:
+            theirs = _resampled(theirs, forecast.detach(), transform, name, resolutions)
+        checked.append(theirs)
+    return checked
+
+
+def _resampled(
+    theirs: Tensor, mine: Tensor, transform: AbstractTransform, name: str, resolutions: Resolutions
+) -> Tensor:
+    axes = len(transform.domain_axes)
+    if (
+        not isinstance(transform, GridTransform)
+        or theirs.ndim != mine.ndim
+        or theirs.shape[:-axes] != mine.shape[:-axes]
+        or mine.shape[-axes:] != transform.shape
+    ):
+        check_shape(f"forecast of {name}", theirs.shape, mine.shape, "the student's forecast")
+    if resolutions == "equal":
+        raise ValueError(
+            f"`forecast of {name}` has shape {tuple(theirs.shape)}, expected {tuple(mine.shape)} "
+            "(the student's forecast); to distil from another resolution give resolutions='shared'."
+        )
+    grid = cast(GridTransform, transform).resized(tuple(theirs.shape[-axes:]))
+    # Half-precision rounding would be a difference in all bands.
+    mine, theirs = mine.to(working_dtype(mine)), theirs.to(working_dtype(theirs))
+    return complete_frequencies(theirs, mine, grid, cast(GridTransform, transform))
+
+
+def warn_of_empty_bands(
+    forecasts: Sequence[Tensor], names: Sequence[str], transform: AbstractTransform, bands: Bands
+) -> None:
+    """Warn of bands in which a teacher's forecast is 0: the loss draws the student to 0 there."""
+    for name, forecast in zip(names, forecasts, strict=True):
+        energy = transform.sample_band_energy(forecast, bands).sum(0)
+        if empty := (energy == 0).nonzero()[:, 0].tolist():
+            warnings.warn(
+                f"the forecast of {name} is 0 in the bands {empty} (0 is the lowest), and the loss "
+                "draws the student to 0 there; choose other bands if that is not meant.",
+                stacklevel=2,
+            )
