@@ -1,20 +1,23 @@
-"""What a run leaves behind: metrics, tables and pictures.
+"""What a run leaves behind: metrics, tables, records and pictures.
 
 Nothing here trains or forecasts; `tables` and `figures` know neither models nor data sets.
 """
 
-from sdkd_plugin.report.metrics import GridScores, milliseconds_a_forecast, parameter_count
+from sdkd_plugin.report.metrics import Scores, milliseconds_a_forecast, parameter_count
+from sdkd_plugin.report.records import append_rows, environment
 from sdkd_plugin.report.run import Run, UserError, choose_device, command_line_errors
-from sdkd_plugin.report.tables import band_means, compare, format_table, paired_change
+from sdkd_plugin.report.tables import Change, compare, format_table, paired_change
 
 __all__ = [
-    "GridScores",
+    "Change",
     "Run",
+    "Scores",
     "UserError",
-    "band_means",
+    "append_rows",
     "choose_device",
     "command_line_errors",
     "compare",
+    "environment",
     "format_table",
     "milliseconds_a_forecast",
     "paired_change",

@@ -1,4 +1,4 @@
-"""Numbers about forecasts on grids and about models. Traffic is scored by tsl's own metrics."""
+"""Errors of forecasts on a domain, and what a model costs."""
 
 import statistics
 import time
@@ -7,67 +7,87 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_positive_int, check_shape
+from sdkd_plugin._checks import check_mask, check_positive_int, check_shape
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
 
-class GridScores:
-    """Errors of forecasts on a domain, collected batch by batch.
+class Scores:
+    """Errors of forecasts on a grid or a graph, collected batch by batch.
 
-    All are means over the samples: ``mse`` and ``mae`` a mean over a sample's elements,
-    ``relative_l2`` the norm of a sample's error over the norm of its truth (all frames at once, as
-    neuraloperator's ``LpLoss``), and ``band_0, band_1, ...`` the part of the MSE in each band from
-    low to high, so that they sum to it.
+    ``mse`` and ``mae`` are means over all observed elements; ``relative_l2`` is the norm of a
+    sample's error over the norm of its truth, all frames at once as in neuraloperator's
+    ``LpLoss``, a mean over the samples; ``band_0, band_1, ...`` is the part of the MSE in each band
+    from low to high, so that the parts sum to it; ``mae_<name>`` is the MAE at one time step.
 
     Args:
         transform: the domain of the forecasts.
-        bands: the partition.
+        bands: the partition of its frequencies.
+        at: time steps, from 0 along axis 1, by the name that their MAE gets.
 
     Example:
         >>> from sdkd_plugin import GridTransform
-        >>> scores = GridScores(GridTransform((8, 8)), Bands.split(0.25))
+        >>> scores = Scores(GridTransform((8, 8)), Bands.split(0.25))
         >>> scores.update(torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8))
         >>> {name: round(value, 6) for name, value in scores.compute().items()}
         {'mse': 1.0, 'mae': 1.0, 'relative_l2': 1.0, 'band_0': 1.0, 'band_1': 0.0}
     """
 
-    def __init__(self, transform: AbstractTransform, bands: Bands) -> None:
-        self._transform = transform
-        self._bands = bands
-        self._samples: list[Tensor] = []
+    def __init__(
+        self, transform: AbstractTransform, bands: Bands, at: Mapping[str, int] | None = None
+    ) -> None:
+        self._transform, self._bands, self._at = transform, bands, dict(at or {})
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def update(
-        self, forecast: Float[Tensor, "batch ..."], truth: Float[Tensor, "batch ..."]
+        self,
+        forecast: Float[Tensor, "batch ..."],
+        truth: Float[Tensor, "batch ..."],
+        mask: Bool[Tensor, "..."] | None = None,
     ) -> None:
         """Add a batch.
 
+        Args:
+            forecast: of a model.
+            truth: of the same shape.
+            mask: True where the truth was observed; of as many axes, each of its size or 1.
+
         Raises:
-            ValueError: if the shapes differ or do not lie on the domain.
+            ValueError: if shapes differ, or do not lie on the domain.
         """
         check_shape("forecast", forecast.shape, truth.shape, "the truth's shape")
-        error = (forecast - truth).detach()
-        flat = error.flatten(1)
-        energy = self._transform.sample_band_energy(error, self._bands) / flat.shape[1]
-        columns = [
-            flat.square().mean(1),
-            flat.abs().mean(1),
-            flat.norm(dim=1) / truth.flatten(1).norm(dim=1),
-        ]
-        self._samples.append(torch.cat([torch.stack(columns, 1), energy], 1).double().cpu())
+        seen = torch.ones_like(truth, dtype=torch.bool)
+        if mask is not None:
+            check_mask(mask, truth)
+            seen = mask.expand_as(truth)
+        error, truth = (torch.where(seen, x.detach(), 0) for x in (forecast - truth, truth))
+        energy = self._transform.sample_band_energy(error, self._bands).double().sum(0)
+        elements = seen.sum()
+        self._add("mse", error.double().square().sum(), elements)
+        self._add("mae", error.double().abs().sum(), elements)
+        ratios = error.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+        self._add("relative_l2", ratios.double().sum(), torch.tensor(len(ratios)))
+        for i in range(self._bands.n_bands):
+            self._add(f"band_{i}", energy[i], elements)
+        for name, step in self._at.items():
+            self._add(f"mae_{name}", error[:, step].double().abs().sum(), seen[:, step].sum())
+
+    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, torch.zeros(())) + total.cpu()
+        self._counts[name] = self._counts.get(name, torch.zeros(())) + count.cpu()
 
     def compute(self) -> dict[str, float]:
-        """The means over all samples so far.
+        """The means over all batches so far.
 
         Raises:
             ValueError: if there are none.
         """
-        if not self._samples:
+        if not self._sums:
             raise ValueError("`update` was never called: there is nothing to average.")
-        names = ["mse", "mae", "relative_l2", *(f"band_{i}" for i in range(self._bands.n_bands))]
-        return dict(zip(names, torch.cat(self._samples).mean(0).tolist(), strict=True))
+        return {name: float(total / self._counts[name]) for name, total in self._sums.items()}
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -2,16 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-import yaml
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from sdkd_plugin.data.store import atomic_path
 
@@ -42,7 +39,7 @@ def command_line_errors(program: str) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that was asked for; ``auto`` is the GPU where there is one.
+    """The device of a command line; ``auto`` is the GPU where there is one.
 
     Raises:
         UserError: if a GPU was asked for and torch sees none.
@@ -53,7 +50,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class Run:
-    r"""A folder for the results of one run. Each file is written whole or not at all.
+    """A folder for the results of one run. Each file is written whole or not at all.
 
     A run into the folder of another replaces its files, name by name. The folder is made when the
     first file is written, so that a program that ends before has touched nothing.
@@ -67,8 +64,8 @@ class Run:
     Example:
         >>> import tempfile
         >>> run = Run(Path(tempfile.mkdtemp()) / "run")
-        >>> run.settings({"seed": 0}).read_text()
-        'seed: 0\n'
+        >>> run.text("note.txt", "seed 0").read_text()
+        'seed 0'
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -87,10 +84,6 @@ class Run:
             path.write_text(text, encoding="utf-8")
         return self.folder / name
 
-    def settings(self, settings: Mapping[str, Any]) -> Path:
-        """Write the resolved settings as ``settings.yaml``."""
-        return self.text("settings.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
-
     def rows(self, name: str, rows: pd.DataFrame) -> Path:
         """Write rows as CSV."""
         return self.text(name, rows.to_csv(index=False))
@@ -99,16 +92,4 @@ class Run:
         """Write a picture."""
         with atomic_path(self.folder / name) as path:
             figure.savefig(path, dpi=120)
-        return self.folder / name
-
-    def weights(self, name: str, model: nn.Module) -> Path:
-        """Write a model's weights as safetensors.
-
-        Raises:
-            ValueError: if the model shares tensors between names, which safetensors refuses.
-        """
-        # neuraloperator adds its metadata, no tensor, to the state.
-        state = {k: v.contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-        with atomic_path(self.folder / name) as path:
-            save_file(state, path)
         return self.folder / name

@@ -126,19 +126,5 @@ def compare(rows: pd.DataFrame, models: Sequence[str], *, column: str, heading: 
     return lines
 
 
-def band_means(rows: pd.DataFrame, models: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean error of each model in the low and the high band, for `figures.band_bars`.
-
-    Args:
-        rows: one row a model and seed, with the columns ``band_0`` and ``band_1``.
-        models: in the order of the picture.
-    """
-    means = rows.groupby("model")[["band_0", "band_1"]].mean()
-    return {
-        name: {model: float(means[band][model]) for model in models}
-        for name, band in {"low band": "band_0", "high band": "band_1"}.items()
-    }
-
-
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
