@@ -40,7 +40,7 @@ def fields(
                 panels.append((error, field - truth, error_scale, "PuOr", f"{name}: error"))
             for axis, values, limit, colours, title in panels:
                 image = axis.imshow(
-                    values[frame].cpu().T, cmap=colours, vmin=-limit, vmax=limit, origin="lower"
+                    values[frame].cpu().numpy().T, cmap=colours, vmin=-limit, vmax=limit, origin="lower"
                 )
                 axis.set_title(f"{title}, frame {frame + 1}", fontsize=9)
                 figure.colorbar(image, ax=axis, shrink=0.8)
