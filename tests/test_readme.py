@@ -58,7 +58,6 @@ def test_behind_neuraloperator():
         trainer=Trainer(model=student, n_epochs=1),
         train_loader=DataLoader(distillation_dataset(x, y), 4),
         test_loaders={},
-        scheduler=torch.optim.lr_scheduler.ConstantLR(torch.optim.Adam(student.parameters())),
     )
     assert not all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
