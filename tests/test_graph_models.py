@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdkd_plugin.models import graph_blocks
 from sdkd_plugin.models.graph_alternet import AttentionBranch, AxisAttention, GraphAlterNet
-from sdkd_plugin.models.graph_blocks import NodeEmbedding, Propagation, normalised_weights
+from sdkd_plugin.models.graph_blocks import NodeEmbedding, Propagation
 from sdkd_plugin.models.graph_mixer import GraphMixer
 
 BATCH, WINDOW, HORIZON, NODES, EXOG = 3, 7, 5, 6, 2
@@ -501,7 +501,7 @@ class TestBlocks:
         torch.testing.assert_close(step(x), expected)
 
     def test_weights_into_a_node_sum_to_one_or_nothing(self) -> None:
-        weight = normalised_weights(EDGES, WEIGHTS, NODES)
+        weight = Propagation.over(EDGES, WEIGHTS, NODES).weight
         totals = torch.zeros(NODES).index_add(0, EDGES[1], weight)
         torch.testing.assert_close(totals, torch.tensor([1.0, 1, 1, 1, 1, 0]))
 
