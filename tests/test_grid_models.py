@@ -1,13 +1,11 @@
 """The grid models: one contract that each inherits, then what is each one's own."""
 
-import doctest
-import importlib
 import inspect
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from jaxtyping import config
+from model_contract import BATCH, ModelContract, n_parameters, tapped
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,36 +20,10 @@ GRID = (16, 24)
 IN, OUT = 4, 6
 
 
-@pytest.fixture
-def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the type checks that only pytest adds, so that our own messages are seen."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
-
-
 def fields(batch: int, channels: int = IN, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor:
     """Draw random fields."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, channels, *grid, generator=generator)
-
-
-def n_parameters(model: nn.Module) -> int:
-    """Count the trained numbers."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def tapped(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the forecast and each tap's activation, caught by a forward hook."""
-    caught: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(path).register_forward_hook(
-            lambda _module, _inputs, output, name=name: caught.update({name: output})
-        )
-        for name, path in model.taps.items()
-    ]
-    forecast = model(x)
-    for handle in handles:
-        handle.remove()
-    return forecast, caught
 
 
 class OperatorLog(TorchDispatchMode):
@@ -66,13 +38,13 @@ class OperatorLog(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class GridModelContract:
-    """What every grid model owes its caller. An implementation gives `make` and `halvings`."""
+class GridModelContract(ModelContract):
+    """What every grid model owes besides. An implementation gives `halvings` too."""
 
-    @pytest.fixture
-    def make(self) -> Callable[..., nn.Module]:
-        """A small model of `IN` and `OUT` channels on `GRID`, built with other options."""
-        raise NotImplementedError
+    sizes = {"in_channels": IN, "out_channels": OUT, "width": 8, "depth": 2}  # noqa: RUF012
+
+    def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
+        return (fields(BATCH, seed=seed),)
 
     @pytest.fixture
     def halvings(self) -> dict[str, int]:
@@ -93,65 +65,6 @@ class GridModelContract:
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, name
             has_default = parameter.default is not inspect.Parameter.empty
             assert has_default == (name not in {"in_channels", "out_channels", "shape"}), name
-
-    def test_seed_decides_the_model(self, make):
-        x = fields(2)
-        forecasts = []
-        for seed in (0, 0, 1):
-            torch.manual_seed(seed)
-            model = make()
-            forecasts.append(model(x))
-            assert torch.equal(forecasts[-1], model(x))
-        assert torch.equal(forecasts[0], forecasts[1])
-        assert not torch.equal(forecasts[0], forecasts[2])
-
-    def test_samples_do_not_see_each_other(self, make):
-        model, x = make().double(), fields(3).double()
-        whole = model(x)
-        for i in range(3):
-            torch.testing.assert_close(model(x[i : i + 1])[0], whole[i], rtol=1e-9, atol=1e-11)
-
-    def test_eval_forecasts_as_train_does(self, make):
-        model, x = make(), fields(2)
-        assert torch.equal(model.train()(x), model.eval()(x))
-
-    def test_every_parameter_is_trained(self, make):
-        model = make().double()
-        model(fields(3).double()).square().mean().backward()
-        for name, p in model.named_parameters():
-            assert p.grad is not None, name
-            assert bool(torch.isfinite(p.grad).all()), name
-            assert p.grad.abs().max() > 1e-12, name
-
-    def test_gradient_in_the_input_is_exact(self, make):
-        model, x = make().double(), fields(1).double()
-        direction = fields(1, seed=1).double()
-        x.requires_grad_()
-        model(x).square().sum().backward()
-        with torch.no_grad():
-            step = 1e-5
-            up = model(x + step * direction).square().sum()
-            down = model(x - step * direction).square().sum()
-        expected = (up - down) / (2 * step)
-        torch.testing.assert_close((x.grad * direction).sum(), expected, rtol=1e-6, atol=1e-7)
-
-    def test_keeps_float64(self, make):
-        model, x = make(), fields(2)
-        single = model(x)
-        double = model.double()(x.double())
-        assert double.dtype == torch.float64
-        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
-
-    def test_autocast_stays_near_float32(self, make):
-        model, x = make(), fields(3)
-        exact = model(x)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = model(x)
-            loss = rough.float().square().mean()
-        loss.backward()
-        error = (rough.float() - exact).norm() / exact.norm()
-        assert error < 0.05
-        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
     def test_taps_catch_what_the_forecast_hangs_on(self, make, halvings):
         model = make()
@@ -177,14 +90,6 @@ class GridModelContract:
         assert any("convolution" in name for name in log.names)
         assert not [name for name in log.names if "fft" in name]
 
-    def test_state_dict_carries_the_model(self, make):
-        torch.manual_seed(0)
-        source, x = make(), fields(2)
-        torch.manual_seed(1)
-        target = make()
-        target.load_state_dict(source.state_dict())
-        assert torch.equal(source(x), target(x))
-
     def test_learns_a_small_task(self, make):
         torch.manual_seed(0)
         model, x = make(), fields(2)
@@ -204,11 +109,11 @@ class GridModelContract:
             make()(fields(2, channels=5))
 
     @pytest.mark.usefixtures("as_shipped")
-    @pytest.mark.parametrize("argument", ["in_channels", "out_channels", "width", "depth"])
-    @pytest.mark.parametrize("value", [0, -1, 2.5, True])
-    def test_refuses_sizes_that_are_not_positive(self, make, argument, value):
-        with pytest.raises(ValueError, match=f"`{argument}` is .*, expected an integer of at leas"):
-            make(**{argument: value})
+    def test_refuses_a_field_without_a_batch(self, make):
+        with pytest.raises(
+            ValueError, match=r"`x` has shape \(4, 16, 24\), expected \(batch"
+        ):
+            make()(fields(1)[0])
 
     @pytest.mark.usefixtures("as_shipped")
     def test_refuses_unknown_padding(self, make):
@@ -510,10 +415,3 @@ def test_student_forecasts_the_same_in_onnx(student, onnx_runtime, tmp_path):
         x = fields(size, channels=3, grid=(16, 12), seed=size)
         (y,) = session.run(None, {name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(y), student(x).detach(), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("module", ["blocks", "stalternet", "simvp", "unet", "resnet", "mlp_mixer"])
-def test_docstring_examples_run(module):
-    result = doctest.testmod(importlib.import_module(f"sdkd_plugin.models.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -80,7 +80,9 @@ class Run:
         )
         self.shuffling = torch.Generator().manual_seed(3)
         self.trainer = Trainer(model=self.student, n_epochs=epochs)
-        self.state = ResumableState(self.trainer, self.loss, [self.shuffling]) if with_state else None
+        self.state = (
+            ResumableState(self.trainer, self.loss, [self.shuffling]) if with_state else None
+        )
 
     def train(self, **options: object) -> "Run":
         samples = distillation_dataset(*fields())
@@ -174,7 +176,9 @@ def test_what_a_run_cannot_resume_is_refused(tmp_path):
         ResumableState(run.trainer, run.loss).load_state_dict(run.state.state_dict())
     with pytest.raises(ValueError, match="saved with a distillation loss"):
         ResumableState(run.trainer, None, [run.shuffling]).load_state_dict(run.state.state_dict())
-    with pytest.raises(ValueError, match=r"regularizer\.pt` .* was not written by `ResumableState`"):
+    with pytest.raises(
+        ValueError, match=r"regularizer\.pt` .* was not written by `ResumableState`"
+    ):
         run.state.load_state_dict({"weight": torch.zeros(1)})
     other = TrainerLoss(distiller_of(unet(), latents=False, weighting=(1.0, 1.0)))
     with pytest.raises(ValueError, match=r"`state` has \['latent_losses.* expected \[\]"):

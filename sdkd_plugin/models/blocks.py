@@ -33,6 +33,7 @@ def check_input(x: Tensor, channels: int, smallest: int) -> None:
         x.ndim == 4,
         lambda: f"`x` has shape {tuple(x.shape)}, expected (batch, channels, nx, ny).",
     )
+    channels, smallest = int(channels), int(smallest)  # NumPy's integers compare to NumPy's bools
     torch._check_value(
         x.shape[1] == channels,
         lambda: (
