@@ -110,9 +110,7 @@ class GridModelContract(ModelContract):
 
     @pytest.mark.usefixtures("as_shipped")
     def test_refuses_a_field_without_a_batch(self, make):
-        with pytest.raises(
-            ValueError, match=r"`x` has shape \(4, 16, 24\), expected \(batch"
-        ):
+        with pytest.raises(ValueError, match=r"`x` has shape \(4, 16, 24\), expected \(batch"):
             make()(fields(1)[0])
 
     @pytest.mark.usefixtures("as_shipped")
