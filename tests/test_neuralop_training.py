@@ -14,7 +14,7 @@ from sdkd_plugin import AdaptiveWeighting, Bands, GridTransform, LatentPair, SDK
 from sdkd_plugin.adapters.neuralop import (
     REGISTERED,
     Renormalized,
-    ResumableState,
+    RunState,
     TrainerLoss,
     distillation_dataset,
 )
@@ -80,9 +80,7 @@ class Run:
         )
         self.shuffling = torch.Generator().manual_seed(3)
         self.trainer = Trainer(model=self.student, n_epochs=epochs)
-        self.state = (
-            ResumableState(self.trainer, self.loss, [self.shuffling]) if with_state else None
-        )
+        self.state = RunState(self.trainer, self.loss, [self.shuffling]) if with_state else None
 
     def train(self, **options: object) -> "Run":
         samples = distillation_dataset(*fields())
@@ -129,7 +127,7 @@ def test_plain_training_resumes_too(tmp_path):
             {},
             optimizer,
             torch.optim.lr_scheduler.StepLR(optimizer, 2),
-            regularizer=ResumableState(trainer, generators=[shuffling]),
+            regularizer=RunState(trainer, generators=[shuffling]),
             training_loss=lambda out, y, **sample: F.mse_loss(out, y) * len(y),
             **options,
         )
@@ -153,7 +151,7 @@ def test_a_student_of_the_host_resumes_where_its_options_are_allowed(tmp_path):
             {},
             optimizer,
             torch.optim.lr_scheduler.StepLR(optimizer, 2),
-            regularizer=ResumableState(trainer, loss),
+            regularizer=RunState(trainer, loss),
             training_loss=loss,
             **options,
         )
@@ -173,12 +171,10 @@ def test_a_student_of_the_host_resumes_where_its_options_are_allowed(tmp_path):
 def test_what_a_run_cannot_resume_is_refused(tmp_path):
     run = Run(epochs=1).train(save_every=1, save_dir=tmp_path)
     with pytest.raises(ValueError, match=r"`generators` has 0, expected 1"):
-        ResumableState(run.trainer, run.loss).load_state_dict(run.state.state_dict())
+        RunState(run.trainer, run.loss).load_state_dict(run.state.state_dict())
     with pytest.raises(ValueError, match="saved with a distillation loss"):
-        ResumableState(run.trainer, None, [run.shuffling]).load_state_dict(run.state.state_dict())
-    with pytest.raises(
-        ValueError, match=r"regularizer\.pt` .* was not written by `ResumableState`"
-    ):
+        RunState(run.trainer, None, [run.shuffling]).load_state_dict(run.state.state_dict())
+    with pytest.raises(ValueError, match=r"regularizer\.pt` .* was not written by `RunState`"):
         run.state.load_state_dict({"weight": torch.zeros(1)})
     other = TrainerLoss(distiller_of(unet(), latents=False, weighting=(1.0, 1.0)))
     with pytest.raises(ValueError, match=r"`state` has \['latent_losses.* expected \[\]"):
