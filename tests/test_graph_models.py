@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,45 +100,36 @@ class Contract(ModelContract):
             model(x, EDGES, WEIGHTS, u), x[:, -1:] + plain(x, EDGES, WEIGHTS, u)
         )
 
-    def test_shared_covariates_are_the_same_at_every_node(self) -> None:
-        model, u = self.build(), shared_covariates()
-        by_node = u[:, :, None].expand(-1, -1, NODES, -1)
-        shared = model(readings(), EDGES, WEIGHTS, u)
-        torch.testing.assert_close(model(readings(), EDGES, WEIGHTS, by_node), shared)
-        assert not torch.allclose(model(readings(), EDGES, WEIGHTS, u + 1), shared)
-
-    def test_missing_weights_are_ones(self) -> None:
-        model, u = self.build(), shared_covariates()
-        ones = torch.ones(EDGES.shape[1])
-        torch.testing.assert_close(model(readings(), EDGES, u=u), model(readings(), EDGES, ones, u))
-
-    def test_scale_of_weights_and_self_loops_do_not_matter(self) -> None:
-        model, u = self.build(), shared_covariates()
-        out = model(readings(), EDGES, WEIGHTS, u)
-        torch.testing.assert_close(model(readings(), EDGES, 7 * WEIGHTS, u), out)
-        kept = EDGES[0] != EDGES[1]
-        torch.testing.assert_close(model(readings(), EDGES[:, kept], WEIGHTS[kept], u), out)
-
-    def test_edges_and_their_direction_matter(self) -> None:
-        model, u = self.build(), shared_covariates()
-        out = model(readings(), EDGES, WEIGHTS, u)
-        assert not torch.allclose(model(readings(), EDGES.flip(0), WEIGHTS, u), out)
-        assert not torch.allclose(model(readings(), EDGES[:, :5], WEIGHTS[:5], u), out)
+    def test_which_inputs_matter(self) -> None:
+        model, (x, edges, weights, u) = self.build(), self.inputs()
+        kept = edges[0] != edges[1]
+        out, unweighted = model(x, edges, weights, u), model(x, edges, None, u)
+        for same, expected in [
+            ((x, edges, 7 * weights, u), out),
+            ((x, edges[:, kept], weights[kept], u), out),
+            ((x, edges, weights, u[:, :, None].expand(-1, -1, NODES, -1)), out),
+            ((x, edges, torch.ones_like(weights), u), unweighted),
+        ]:
+            torch.testing.assert_close(model(*same), expected)
+        for other in [
+            (x, edges, None, u),
+            (x, edges.flip(0), weights, u),
+            (x, edges[:, :5], weights[:5], u),
+            (x, edges, weights, u + 1),
+        ]:
+            assert not torch.allclose(model(*other), out)
 
     def test_permutation_equivariance(self) -> None:
-        model, u = self.build(), shared_covariates()
+        model, (x, edges, weights, u) = self.build(), self.inputs()
         order = torch.tensor([3, 0, 5, 1, 4, 2])
         place = torch.argsort(order)
         permuted = copy.deepcopy(model)
         with torch.no_grad():
             permuted.embedding.weight.copy_(model.embedding.weight[order])
-        out = model(readings(), EDGES, WEIGHTS, u)
-        torch.testing.assert_close(
-            permuted(readings()[:, :, order], place[EDGES], WEIGHTS, u), out[:, :, order]
-        )
-        assert not torch.allclose(
-            model(readings()[:, :, order], place[EDGES], WEIGHTS, u), out[:, :, order]
-        )
+        expected = model(x, edges, weights, u)[:, :, order]
+        given = (x[:, :, order], place[edges], weights, u)
+        torch.testing.assert_close(permuted(*given), expected)
+        assert not torch.allclose(model(*given), expected)
 
     def test_isolated_nodes_and_empty_graphs_are_finite(self) -> None:
         model, u = self.build(), shared_covariates()
@@ -194,12 +186,8 @@ class Contract(ModelContract):
         ],
     )
     def test_bad_batches(self, change: dict[str, Tensor | None], message: str) -> None:
-        good: dict[str, Tensor | None] = {
-            "x": readings(1),
-            "edge_index": EDGES,
-            "edge_weight": WEIGHTS,
-            "u": shared_covariates(1),
-        }
+        good = {"x": readings(1), "edge_index": EDGES, "edge_weight": WEIGHTS}
+        good["u"] = shared_covariates(1)
         with pytest.raises(ValueError, match=message):
             self.build()(**(good | change))
 
@@ -248,13 +236,10 @@ class TestGraphMixer(Contract):
         torch.testing.assert_close(model(readings(), u=u), model(readings(), EDGES, WEIGHTS, u))
 
     def test_sizes_from_one_to_a_hundred_thousand(self) -> None:
-        def count(**options: Any) -> int:
-            sizes = {"window": 12, "horizon": 12, "n_nodes": 207, "exog_size": 2}
-            return n_parameters(GraphMixer(**sizes, **options))
-
-        assert count(hidden_size=8, emb_size=0, n_layers=1, hops=0) < 1_000
-        assert count() < 9_000
-        assert count(hidden_size=128, emb_size=16, n_layers=2) < 100_000
+        build = partial(GraphMixer, window=12, horizon=12, n_nodes=207, exog_size=2)
+        assert n_parameters(build(hidden_size=8, emb_size=0, n_layers=1, hops=0)) < 1_000
+        assert n_parameters(build()) < 9_000
+        assert n_parameters(build(hidden_size=128, emb_size=16, n_layers=2)) < 100_000
 
     # torch's exporter uses a class that torch itself deprecates.
     @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -286,42 +271,25 @@ class TestGraphAlterNet(Contract):
     """The teacher."""
 
     kind = GraphAlterNet
-    options = {  # noqa: RUF012
-        **{"n_heads": 2, "patch_size": 3, "decoder_size": 16},
-        "dropout": 0.0,
-    }
+    options = {"n_heads": 2, "patch_size": 3, "decoder_size": 16, "dropout": 0.0}  # noqa: RUF012
     may_be_zero = ("exog_size", "emb_size")
     tapped_axes = 4
 
-    def test_taps_are_the_last_block_and_its_branches(self) -> None:
+    def test_the_latent_is_the_normalised_sum_of_the_last_blocks_branches(self) -> None:
         model = self.build(n_layers=3)
-        assert model.taps == {
-            "latent": "blocks.2",
-            "latent_high": "blocks.2.high",
-            "latent_low": "blocks.2.low",
-        }
-
-    def test_the_latent_is_the_normalised_sum_of_both_branches(self) -> None:
-        model = self.build()
+        assert model.taps["latent"] == "blocks.2"
         _, caught = tapped(model, *self.inputs())
         total = caught["latent_high"] + caught["latent_low"]
-        torch.testing.assert_close(
-            caught["latent"], nn.functional.layer_norm(total, total.shape[-1:])
-        )
+        fused = nn.functional.layer_norm(total, total.shape[-1:])
+        torch.testing.assert_close(caught["latent"], fused)
 
     def test_windows_that_are_no_multiple_of_a_patch_repeat_the_first_step(self) -> None:
         x, u = readings(), shared_covariates()
-        uneven = self.build()
-        even = self.build(window=9)
+        uneven, even = self.build(), self.build(window=9)
         even.load_state_dict(uneven.state_dict())
+        longer = [torch.cat([part[:, :1], part[:, :1], part], 1) for part in (x, u)]
         torch.testing.assert_close(
-            uneven(x, EDGES, WEIGHTS, u),
-            even(
-                torch.cat([x[:, :1], x[:, :1], x], 1),
-                EDGES,
-                WEIGHTS,
-                torch.cat([u[:, :1], u[:, :1], u], 1),
-            ),
+            uneven(x, EDGES, WEIGHTS, u), even(longer[0], EDGES, WEIGHTS, longer[1])
         )
 
     def test_attention_reaches_nodes_without_a_path(self) -> None:

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sdkd_plugin import Bands, DistillationLoss, GridTransform, LatentPair
-from sdkd_plugin.adapters.neuralop import REGISTERED, TrainerLoss, distillation_dataset
+from sdkd_plugin.adapters.neuralop import (
+    REGISTERED,
+    ResumableState,
+    TrainerLoss,
+    distillation_dataset,
+)
 from sdkd_plugin.adapters.neuralop.models import register
 from sdkd_plugin.models import UNet
 
 from neuralop import Trainer, get_model  # isort: skip
-from neuralop.models import FNO  # isort: skip
 from neuralop.models.base_model import BaseModel, available_models  # isort: skip
 from zencfg.bunch import Bunch  # isort: skip
 
@@ -177,23 +181,21 @@ def test_a_teacher_gets_what_it_takes_of_the_sample():
     torch.testing.assert_close(loss.last_terms.frequency.sum(), difference.square().mean().detach())
 
 
-def test_mixed_precision():
-    x, y = fields()
-    student = make("sdkd_unet")
-    losses = fit(student, loss_of(student), {"x": x, "y": y}, mixed_precision=True)
-    assert sum(losses[-3:]) < sum(losses[:3])
+def test_a_finished_run_is_not_resumed(tmp_path):
+    student, (x, y) = make("sdkd_unet"), fields()
 
+    def run(epochs: int, **options: object) -> None:
+        trainer = Trainer(model=student, n_epochs=epochs)
+        optimizer = torch.optim.Adam(student.parameters())
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        loader = DataLoader(distillation_dataset(x, y), 4)
+        options |= {"regularizer": ResumableState(trainer), "training_loss": plain}
+        trainer.train(loader, {}, optimizer, scheduler, eval_losses={}, **options)
 
-def test_fno_teaches_fno():
-    x, y = fields()
-    torch.manual_seed(0)
-    sizes = {"n_modes": (4, 4), "in_channels": 2, "out_channels": 3, "n_layers": 1}
-    teacher, student = FNO(hidden_channels=8, **sizes), FNO(hidden_channels=4, **sizes)
-    loss = TrainerLoss(DistillationLoss(teacher, GridTransform((8, 8))), student)
-    before = copy.deepcopy(dict(teacher.named_parameters()))
-    losses = fit(student, loss, {"x": x, "y": y}, epochs=6)
-    assert sum(losses[-3:]) < sum(losses[:3])
-    assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
+    run(2, save_every=1, save_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"finished 2 epochs, but the trainer's `n_epochs` is 2"):
+        run(2, resume_from_dir=tmp_path)
+    run(3, resume_from_dir=tmp_path)
 
 
 def test_parts_of_different_length_are_refused(as_shipped):

@@ -28,7 +28,6 @@ SMALL = {
     "sdkd_mlp_mixer": {"width": 4, "depth": 1, "shape": [32, 32]},
 }
 CHANNELS = {"data_channels": 2, "out_channels": 3}
-RESOLUTION_FREE = [arch for arch in SMALL if arch != "sdkd_mlp_mixer"]
 
 
 def make(arch: str, **options: object) -> nn.Module:
@@ -123,19 +122,6 @@ def test_a_missing_option_is_named():
 
 
 # neuraloperator's own checks of its models, of these
-
-
-@pytest.mark.parametrize("arch", RESOLUTION_FREE)
-def test_forward_at_several_resolutions(arch):
-    model = make(arch).eval()
-    for shape in [(32, 32), (48, 32), (21, 37)]:
-        assert model(fields(*shape)).shape == (2, 3, *shape)
-
-
-@pytest.mark.parametrize("arch", SMALL)
-def test_options_are_given_by_name(arch):
-    with pytest.raises(TypeError, match="positional"):
-        REGISTERED[arch](2, 3)
 
 
 class Grids(Dataset):
