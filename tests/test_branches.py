@@ -134,8 +134,9 @@ def trained_on_traffic(data: TrafficData, *, seed: int, steps: int) -> dict[str,
     windows = windows.mT.unsqueeze(-1)
     training, unseen = windows[: len(windows) * 4 // 5], windows[-32 * 4 :: 4]
     torch.manual_seed(seed)
-    # BRANCHNOTE
-    options = {"hidden_size": 32, "n_heads": 2, "hops": 1}
+    # With the default of two hops the order did not hold for two of three seeds: powers of P are
+    # low-pass filters too.
+    options = {"hidden_size": 32, "hops": 1}
     teacher = GraphAlterNet(n_nodes=60, window=WINDOW, horizon=HORIZON, **options)
     generator = torch.Generator().manual_seed(seed)
 

@@ -110,6 +110,12 @@ def test_statistics_are_of_the_training_part_alone(trajectories):
     assert torch.equal(same.out_normalizer.std, processor.out_normalizer.std)
 
 
+def test_sizes_may_be_numpys(trajectories, as_shipped):
+    sizes = {name: np.array(value)[()] for name, value in {**SIZES, **FRAMES}.items()}
+    train, tests, _ = load_navier_stokes(trajectories, **sizes)
+    assert next(iter(train))["x"].shape == next(iter(tests[8]))["x"].shape == (2, 3, 8, 8)
+
+
 def test_a_coarser_resolution_is_every_nth_point(trajectories, folder):
     sizes = {**SIZES, "n_tests": [2, 1, 2], "test_batch_sizes": [2, 1, 2]}
     sizes |= {"train_resolution": 4, "test_resolutions": [2, 8, 4]}
@@ -171,8 +177,10 @@ def test_the_solvers_fields_train_and_are_evaluated_at_two_resolutions():
     ("change", "message"),
     [
         ({"n_train": 0}, r"`n_train` is 0, expected an integer of at least 1"),
-        ({"n_tests": 2}, r"`n_tests` is 2, expected a list with an entry for every test resol"),
-        ({"n_tests": [2, 2]}, r"`n_tests` is \[2, 2\], expected a list .* of \[8\]\."),
+        ({"n_tests": 2}, r"are 2, \[2\], \[8\], expected an entry for every test resolution"),
+        ({"test_resolutions": 8}, r"are \[2\], \[2\], 8, expected an entry for every test res"),
+        ({"n_tests": [2, 2]}, r"are \[2, 2\], \[2\], \[8\], expected an entry for every"),
+        ({"test_batch_sizes": [0]}, r"`test_batch_sizes` is 0, expected an integer of at least 1"),
         ({"encoding": "pixelwise"}, r"`encoding` is 'pixelwise'.*Did you mean 'pixel-wise'"),
         ({"n_train": 6}, r"has 7 trajectories of 6 frames, expected 8 or more \(`n_train` and"),
         ({"frames_in": 5}, r"of 6 frames, expected 6 or more .* of 7 or more \(`frames_in` and"),
@@ -218,6 +226,7 @@ def test_files_of_another_layout_are_named(folder):
     for content, message in [
         ([x, x], r"holds a list with .*, expected a dict with 'x' and 'y' of shape"),
         ({"x": x, "z": x}, r"holds a dict with tensors of shape \{'x': \(6, 8, 8\)\}, expected a"),
+        ({"x": x[0, 0, 0], "y": x}, r"\{'x': \(\), 'y': \(6, 8, 8\)\}, expected a dict"),
         ({"x": x, "y": x[1:]}, r"'y': \(5, 8, 8\)\}, expected a dict"),
         ({"x": x[..., :4], "y": x[..., :4]}, r"'y': \(6, 8, 4\)\}, expected a dict"),
         ({"x": x, "y": x.log()}, r"`y of .*_8.pt` has \d+ of 256 values that are NaN"),

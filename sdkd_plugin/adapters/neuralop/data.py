@@ -5,7 +5,7 @@ Reading trajectories is in `data.trajectories`, computing them in `data.navier_s
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -90,15 +90,15 @@ def load_navier_stokes(
     check_sizes(frames_in=frames_in, frames_out=frames_out)
     check_sizes(0, seed=seed)
     check_choice("encoding", encoding, get_args(Encoding))
-    tests = {"n_tests": n_tests, "test_batch_sizes": test_batch_sizes}
-    for name, values in {**tests, "test_resolutions": test_resolutions}.items():
-        if not isinstance(values, Sequence) or len(values) != len(test_resolutions):
-            raise ValueError(
-                f"`{name}` is {shown(values)}, expected a list with an entry for every test "
-                f"resolution of {shown(test_resolutions)}."
-            )
-        for value in values:
-            check_sizes(**{name: value})
+    lists = (n_tests, test_batch_sizes, test_resolutions)
+    lengths = {len(values) if isinstance(values, Sized) else None for values in lists}
+    if len(lengths) > 1 or None in lengths:
+        raise ValueError(
+            "`n_tests`, `test_batch_sizes` and `test_resolutions` are "
+            f"{', '.join(map(shown, lists))}, expected an entry for every test resolution in each."
+        )
+    for n, size, resolution in zip(*lists, strict=True):
+        check_sizes(n_tests=n, test_batch_sizes=size, test_resolutions=resolution)
     if len(set(test_resolutions)) < len(test_resolutions):
         raise ValueError(f"`test_resolutions` is {test_resolutions}, expected each of them once.")
     pixel_wise = encoding == "pixel-wise" and (encode_input or encode_output)
@@ -123,9 +123,11 @@ def load_navier_stokes(
         if normaliser is not None:
             normaliser.fit(fields)
     order = torch.Generator().manual_seed(seed)
-    train_loader = DataLoader(TensorDataset(*training), batch_size, shuffle=True, generator=order)
+    train_loader = DataLoader(
+        TensorDataset(*training), int(batch_size), shuffle=True, generator=order
+    )
     test_loaders = {
-        resolution: DataLoader(TensorDataset(*read("test", n, resolution)), size)
+        resolution: DataLoader(TensorDataset(*read("test", n, resolution)), int(size))
         for resolution, n, size in zip(test_resolutions, n_tests, test_batch_sizes, strict=True)
     }
     return train_loader, test_loaders, DefaultDataProcessor(*normalisers)
@@ -173,7 +175,7 @@ def _pairs(folder: Path) -> Callable[[str, int, int], Pair]:
         content = load_plain(file)
         got = content if isinstance(content, dict) else {}
         shapes = {key: tuple(got[key].shape) for key in "xy" if isinstance(got.get(key), Tensor)}
-        samples = shapes.get("x", (0,))[0]
+        samples = (*shapes.get("x", ()), 0)[0]
         if samples < n or shapes != dict.fromkeys("xy", (samples, finest, finest)):
             raise ValueError(
                 f"{file} holds a {type(content).__name__} with tensors of shape {shapes}, expected "
