@@ -1,7 +1,7 @@
-"""Function matching: inputs that nobody measured, shown to teacher and student alike.
+"""Function matching: augmented inputs on which student and teacher are compared.
 
-Here live augmentations of inputs. An augmentation is any callable that returns a tensor of the
-shape it was given; the label of an augmented input is unknown, so only the teacher speaks of it.
+An augmentation is any callable that returns a tensor of the shape of its argument. Augmented inputs
+have no labels, so that only the teacher gives a target.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,7 @@ class Mixup:
     [0, 1], drawn for each sample.
 
     Args:
-        generator: of the random numbers, on the CPU; torch's global one by default, as dropout
-            draws.
+        generator: of the random numbers, on the CPU; torch's global one by default.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
@@ -33,8 +32,8 @@ class Mixup:
         >>> bool(((mixed >= 0) & (mixed <= 1)).all())
         True
 
-    Source: Zhang et al. 2018, mixup; for function matching with a share drawn from the whole of
-    [0, 1], Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent".
+    Source: Zhang et al. 2018, mixup; with shares from [0, 1] for function matching: Beyer et al.
+    2022, "Knowledge distillation: a good teacher is patient and consistent".
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
@@ -52,8 +51,8 @@ class GaussianNoise:
     """Adds white noise.
 
     Args:
-        deviation: of the noise, in units of the inputs' own standard deviation over the batch.
-        generator: as for `Mixup`.
+        deviation: of the noise, in units of the inputs' standard deviation over the batch.
+        generator: of the random numbers, on the CPU; torch's global one by default.
 
     Raises:
         ValueError: if the deviation is not positive.
@@ -72,11 +71,11 @@ class GaussianNoise:
     def __call__(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The noisy batch."""
         noise = torch.randn(x.shape, generator=self.generator).to(x)
-        return x + self.deviation * x.std() * noise
+        return x + self.deviation * x.std(correction=0) * noise
 
 
 def make_augmentation(augmentation: AugmentationName | Augmentation) -> Augmentation:
-    """The augmentation of a name, with its defaults; a callable comes back as it is.
+    """The augmentation of a name, with its defaults; a callable is returned as it is.
 
     Raises:
         ValueError: if the name is unknown.
@@ -92,15 +91,15 @@ def make_augmentation(augmentation: AugmentationName | Augmentation) -> Augmenta
 
 
 def augment(augmentation: Augmentation, x: Tensor, *, finite: bool) -> Tensor:
-    """An augmented batch, after a check of it.
+    """An augmented batch.
 
     Args:
         augmentation: any callable.
         x: inputs.
-        finite: whether NaN and Inf are looked for, which waits for a GPU.
+        finite: whether to look for NaN and Inf, which waits for a GPU.
 
     Raises:
-        ValueError: if the augmentation does not keep the shape, or makes NaN or Inf.
+        ValueError: if the augmentation changes the shape, or makes NaN or Inf.
     """
     augmented = augmentation(x)
     check_shape("augmentation(x)", augmented.shape, x.shape, "an augmentation keeps the shape")

@@ -1,7 +1,7 @@
 """A model that reads and forecasts at a resolution of its own.
 
-Here lives the wrapper for a teacher whose architecture or training is bound to one resolution. How
-forecasts of two resolutions are compared: `answers`.
+Here lives the wrapper for a teacher whose architecture or training is bound to one resolution.
+Forecasts of two resolutions are compared in `teachers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,9 @@ from sdkd_plugin.teachers import accepted_inputs
 class AtResolution(nn.Module):
     """Gives a model its inputs at the resolution that it was trained at.
 
-    The inputs ``x`` of whatever resolution are resampled by their spectrum, as
-    `resample_frequencies` does it: what a coarser grid does not carry, the model does not see. The
-    forecast stays at the model's resolution. Where the data are at hand at that resolution, better
-    ask the model about those, and pass what it says as the distiller's ``answers``.
+    The inputs ``x`` of any resolution are resampled by `resample_frequencies`: frequencies that a
+    coarser input does not have are 0. The forecast stays at the model's resolution. If data of that
+    resolution exist, run the model on those, and pass its forecasts to a step as ``outputs``.
 
     Args:
         model: any module that forecasts on the grid.

@@ -80,13 +80,13 @@ class TapReader:
             self.handles.append(module.register_forward_hook(self._hook(name)))
 
     def detach(self) -> None:
-        """Stop reading; what was read stays."""
+        """Stop reading. Activations that were read stay."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
 
     def read(self) -> dict[str, Tensor]:
-        """The activations of the model's last call, handed over: they are not kept.
+        """The activations of the model's last call; the reader forgets them.
 
         Raises:
             ValueError: if a tap was not reached, or its module's output is no tensor.

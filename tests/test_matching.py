@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sdkd_plugin.losses.bound import bounded_samples
 from torch import Tensor, nn
 
 from sdkd_plugin import (
@@ -17,7 +18,6 @@ from sdkd_plugin import (
     SDKDDistiller,
     TeacherOutput,
 )
-from sdkd_plugin.losses.bound import bounded_samples
 
 GRID = (8, 8)
 

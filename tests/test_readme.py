@@ -51,7 +51,6 @@ def test_behind_neuraloperator():
     student = REGISTERED["sdkd_unet"](width=4, **sizes)
     before = [p.clone() for p in student.parameters()]
     x, y = torch.randn(8, 2, 32, 32), torch.randn(8, 1, 32, 32)
-    optimizer = torch.optim.Adam(student.parameters())
     run(
         block_with("import TrainerLoss"),
         teacher=teacher,
@@ -59,8 +58,6 @@ def test_behind_neuraloperator():
         trainer=Trainer(model=student, n_epochs=1),
         train_loader=DataLoader(distillation_dataset(x, y), 4),
         test_loaders={},
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
     )
     assert not all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
@@ -73,9 +70,9 @@ def test_a_fourier_neural_operator_teaches(student_kind, tmp_path, monkeypatch):
         assert size in block
         block = block.replace(size, smaller)  # the solver takes long for sixty
     names = run(block, student_kind=student_kind)
-    student, distiller = names["student"], names["distiller"]
-    loss = TrainerLoss(distiller)
-    optimizer = torch.optim.Adam(distiller.parameters())
+    student = names["student"]
+    loss = TrainerLoss(names["loss"], student)
+    optimizer = torch.optim.Adam([*student.parameters(), *names["loss"].parameters()])
     trainer = Trainer(model=student, n_epochs=1, data_processor=names["data_processor"])
     metrics = trainer.train(
         names["train_loader"],
