@@ -25,9 +25,10 @@ from _record import RESULTS
 from torch import nn
 
 from sdkd_plugin import LatentPair
+from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.losses.latents import FeatureLossName
 from sdkd_plugin.models import GraphAlterNet, GraphMixer, SimVP, STAlterNet, UNet
-from sdkd_plugin.report import Run, UserError, choose_device, command_line_errors
+from sdkd_plugin.report import UserError, check_folder, choose_device, command_line_errors
 from sdkd_plugin.study import (
     Arm,
     Result,
@@ -175,7 +176,7 @@ def arms(rows: Sequence[str], kd_weight: float) -> list[Arm]:
         for key in rows:
             name, shares, changes = ROWS[key]
             if share in shares:
-                options: Options = {"weighting": EQUAL, **changes}
+                options: Options = {"teachers": 1, "weighting": EQUAL, **changes}
                 options["kd_weight"] = kd_weight * changes.get("kd_weight", 1.0)
                 made.append(Arm(name, labels=share, **options))
     return made
@@ -246,6 +247,8 @@ def run_ablation(options: argparse.Namespace) -> None:
     """All systems; the table is written anew after each."""
     if min(options.seeds, options.jobs) < 1:
         raise UserError("--seeds and --jobs are expected to be at least 1.")
+    for folder in (options.out, options.results):
+        check_folder(folder)
     options.device = str(choose_device(options.device))
     every = systems(options.preset == "full")
     names = options.systems or list(every)
@@ -254,7 +257,7 @@ def run_ablation(options: argparse.Namespace) -> None:
             raise UserError("--systems traffic needs --data, a folder with the Los-loop files.")
         names.remove("traffic")
         print("Traffic is left out: no folder was given with --data.")
-    run, parts, rows = Run(options.results), [PROTOCOL], []
+    parts, rows = [PROTOCOL], []
     for name in names:
         try:
             result = run_system(name, every[name], options)
@@ -262,9 +265,15 @@ def run_ablation(options: argparse.Namespace) -> None:
             raise UserError(f"{name}: {error}") from error
         parts += [f"## {name}", result.report(), "\n".join(verdict(result))]
         rows.append(result.rows)
-        table = run.text(f"ablation_{options.preset}.md", "\n\n".join(parts).rstrip() + "\n")
-        run.rows(f"ablation_{options.preset}.csv", pd.concat(rows))
-        print(f"{result.report()}\nTable and rows so far: {table}", flush=True)
+        record = options.results / f"ablation_{options.preset}"
+        texts = {
+            ".md": "\n\n".join(parts).rstrip() + "\n",
+            ".csv": pd.concat(rows).to_csv(index=False),
+        }
+        for suffix, text in texts.items():
+            with atomic_path(record.with_suffix(suffix)) as path:
+                path.write_text(text, encoding="utf-8")
+        print(f"{result.report()}\nTable and rows so far: {record}.md, .csv", flush=True)
 
 
 def main() -> None:

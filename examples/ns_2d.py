@@ -21,11 +21,11 @@ from torch import nn
 
 from sdkd_plugin import SDKDDistiller
 from sdkd_plugin.models import STAlterNet, UNet
-from sdkd_plugin.report import Run, UserError, choose_device, command_line_errors
+from sdkd_plugin.report import UserError, check_folder, choose_device, command_line_errors
 from sdkd_plugin.study import Arm, Task, navier_stokes_task, standard_arms, study
 
 SIZES = (480, 40, 60, 0)  # trajectories for training, validation, test, and without labels at all
-LABELLED = 40
+LABELLED, TEACHER_STEPS = 40, 2000
 KD_WEIGHT = 10.0  # of the teacher against the labels; chosen on the validation trajectories
 FRAMES: dict[str, Any] = {"in_channels": 10, "out_channels": 10, "coordinates": True}
 make_teacher = partial(STAlterNet, width=16, depth=3, **FRAMES)  # 394 thousand parameters
@@ -40,7 +40,7 @@ def distil(task: Task, teacher: nn.Module, steps: int, device: torch.device) -> 
     )
     optimizer = torch.optim.Adam(distiller.parameters(), lr=1e-3)
     for step in range(steps):
-        labelled = step % 12 == 0  # as often as a sample has a label
+        labelled = step % (len(task.train) // LABELLED) == 0  # as often as a sample has a label
         rows = torch.randint(LABELLED if labelled else len(task.train), (8,))
         batch = task.train.select(rows, device)
         terms = distiller.step(batch.x, batch.y if labelled else None)
@@ -54,7 +54,7 @@ def distil(task: Task, teacher: nn.Module, steps: int, device: torch.device) -> 
 
 def compare(options: argparse.Namespace) -> None:
     """Data, teacher, one distillation, and the comparison."""
-    Run(options.out)  # refuses a folder that cannot be written, before anything is computed
+    check_folder(options.out)
     device = choose_device(options.device)
     print("Navier-Stokes: computing or reading the trajectories.", flush=True)
     task = navier_stokes_task(
@@ -70,7 +70,7 @@ def compare(options: argparse.Namespace) -> None:
     print("Training the teacher.", flush=True)
     alone = Arm("teacher", kd_weight=0)
     trained = study(
-        task, student=make_teacher, arms=[alone], seeds=1, steps=2000, lr=2e-3, **common
+        task, student=make_teacher, arms=[alone], seeds=1, steps=TEACHER_STEPS, lr=2e-3, **common
     )
     (teacher,) = trained.models("teacher")
 

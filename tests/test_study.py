@@ -188,7 +188,7 @@ def test_labels_that_an_arm_may_not_see_do_not_matter(task, teacher):
 
 
 def test_options_reach_the_loss(task, teacher):
-    teachers = [teacher, make_net()]
+    teachers = [teacher, make_student()]  # the second has no tap
     options = [
         {},
         {"kd_weight": 3.0},
@@ -196,7 +196,7 @@ def test_options_reach_the_loss(task, teacher):
         {"teachers": 1},
         {"aggregation": "camkd"},
         {"augmentation": "noise"},
-        {"latents": (LatentPair(teacher_index=0),)},
+        {"latents": (LatentPair(),), "teachers": 1},
         {"teacher_bound": 0.0, "labels": 0.5},
         {"model": make_student},
     ]

@@ -15,14 +15,7 @@ from sdkd_plugin.data.store import atomic_path
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """When and on what a row was measured.
-
-    Args:
-        device: the one that computed.
-
-    Returns:
-        date (UTC), device, hardware, threads, and versions of Python, torch and this package.
-    """
+    """When (UTC) and on what a row was measured: hardware, threads, versions."""
     cuda = device.type == "cuda"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -47,8 +40,8 @@ def append_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
     """Add rows to a CSV file; an interruption leaves the old file.
 
     Args:
-        path: the file, made where it is missing.
-        rows: columns by name. Columns that older rows did not have stay empty there.
+        path: the file; it is made if it is missing.
+        rows: columns by name; older rows are empty in new columns.
     """
     file, older = Path(path), list[Mapping[str, Any]]()
     if file.exists():

@@ -116,11 +116,17 @@ def study(
     if folder is None:
         weakref.finalize(task, shutil.rmtree, place, ignore_errors=True)
     shared = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in task.shared.items()}
-    pairs = {pair.name: pair for arm in arms for pair in arm.options.get("latents", ())}
+    pairs = (
+        replace(pair, teacher_index=i)
+        for arm in arms
+        for pair in arm.options.get("latents", ())
+        for i in range(arm.teachers or len(given))
+        if pair.teacher_index in (None, i)
+    )
     with _one_thread():
         loss = None
         if given:  # frozen, with every tap that an arm distils
-            taps = list(pairs.values())
+            taps = list({pair.name: pair for pair in pairs}.values())
             loss = DistillationLoss(list(given.values()), task.transform, latents=taps).to(device)
         work = Trainer(
             replace(task, shared=shared),

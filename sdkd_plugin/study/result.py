@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.torch import load_file
 from torch import nn
 
-from sdkd_plugin.report import Change, Run, format_table, paired_change
+from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.report.figures import band_bars, error_spectra, fields
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.study.arms import Arm
@@ -171,11 +172,15 @@ class Result:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write ``table.md``, ``results.csv`` and the figures into a folder."""
-        run = Run(folder)
-        run.text("table.md", self.report())
-        run.rows("results.csv", self.rows)
+        for name, text in {
+            "table.md": self.report(),
+            "results.csv": self.rows.to_csv(index=False),
+        }.items():
+            with atomic_path(Path(folder) / name) as path:
+                path.write_text(text, encoding="utf-8")
         for name, figure in self.figures().items():
-            run.figure(f"{name}.png", figure)
+            with atomic_path(Path(folder) / f"{name}.png") as path:
+                figure.savefig(path, dpi=120)
 
 
 def _style(values: "pd.Series[float]") -> str:

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from sdkd_plugin._checks import check_finite
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, masked_error
-from sdkd_plugin.report import Scores
+from sdkd_plugin.report import forecast_scores
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.study.arms import fingerprint
 from sdkd_plugin.teachers import accepted_inputs
@@ -174,14 +174,11 @@ class Task:
 
     def scores(self, forecast: Float[Tensor, "samples ..."]) -> dict[str, float]:
         """Scores of a forecast of the test samples."""
-        test, scores = self.test, Scores(self.transform, self.bands, self.at)
+        test, forecast = self.test, self.physical(forecast)
         truth = Samples(test.x, self.physical(test.y), test.mask, test.inputs)
-        forecast = self.physical(forecast)
-        scores.update(forecast, truth.y, truth.mask)
-        return {
-            **scores.compute(),
-            **(self.extra_scores(forecast, truth) if self.extra_scores else {}),
-        }
+        domain = (self.transform, self.bands)
+        scores = forecast_scores(forecast, truth.y, *domain, mask=truth.mask, at=self.at)
+        return scores | dict(self.extra_scores(forecast, truth) if self.extra_scores else {})
 
     def physical(self, values: Tensor) -> Tensor:
         """Values of the models' units in physical ones."""
