@@ -25,7 +25,7 @@ from sdkd_plugin.report import append_rows, environment, milliseconds_a_forecast
 from sdkd_plugin.study.arms import Arm, fingerprint, standard_arms
 from sdkd_plugin.study.result import Result, weights_path
 from sdkd_plugin.study.task import CHUNK, Task
-from sdkd_plugin.study.training import Job, Make, Recipe, Trained, Trainer
+from sdkd_plugin.study.training import Job, Make, Recipe, Trained, Trainer, made
 from sdkd_plugin.teachers import accepted_inputs, precompute
 
 KEY = ["protocol", "model", "seed"]
@@ -97,12 +97,8 @@ def study(
     for name, value in numbers.items():
         check_positive_int(name, value)
     check_positive_int("steps", steps, validations)
-    given, arms, device = (
-        _named(teacher),
-        arms or standard_arms(task.bands.n_bands),
-        torch.device(device),
-    )
-    makers = []
+    given, makers, device = _named(teacher), [], torch.device(device)
+    arms = arms or standard_arms(task.bands.n_bands)
     for arm in arms:
         if (make := arm.model or student) is None:
             raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
@@ -139,7 +135,7 @@ def study(
         teachers = dict(zip(given, work.teachers, strict=True))
         fixed, protocols = _fixed_rows(work, teachers), _protocols(work)
         done = set(_read(place).index)
-        if new := [row for row in fixed if _key(row) not in done]:
+        if new := [row for row in fixed if tuple(row[k] for k in KEY) not in done]:
             append_rows(place / "rows.csv", new)
         missing = [
             (i, seed)
@@ -149,7 +145,7 @@ def study(
             or not weights_path(place, protocols[i], seed).exists()
         ]
         if missing:
-            costs = [_cost(work, _made(make)) for make in work.makers]
+            costs = [_cost(work, made(make)) for make in work.makers]
             taught = {i for i, _ in missing if not (arms[i].alone or arms[i].augmentation)}
             if loss is not None and taught:
                 pool = work.task.pool
@@ -166,11 +162,11 @@ def study(
                         path.write_bytes(weights)
                     append_rows(place / "rows.csv", [row | columns | costs[i]])
                     bar.update()
-    order = [_key(row) for row in fixed]
+    order = [tuple(row[k] for k in KEY) for row in fixed]
     order += [(protocols[i], arm.name, seed) for i, arm in enumerate(arms) for seed in range(seeds)]
     rows = _read(place).loc[order].reset_index()
-    made = dict(zip(protocols, makers, strict=True))
-    return Result(task, rows, tuple(arms), made, teachers, work.recipe, place)
+    of_protocol = dict(zip(protocols, makers, strict=True))
+    return Result(task, rows, tuple(arms), of_protocol, teachers, work.recipe, place)
 
 
 def _named(
@@ -187,7 +183,7 @@ def _protocols(work: Trainer) -> list[str]:
     common = [work.task.identity, work.recipe, work.device]
     teachers = [fingerprint(each) for each in work.teachers]
     return [
-        fingerprint([common, arm, _made(make), [] if arm.alone else teachers[: arm.teachers]])
+        fingerprint([common, arm, made(make), [] if arm.alone else teachers[: arm.teachers]])
         for arm, make in zip(work.arms, work.makers, strict=True)
     ]
 
@@ -223,10 +219,6 @@ def _cost(work: Trainer, model: nn.Module) -> dict[str, float]:
     return {"parameters": float(parameter_count(model)), "milliseconds": time}
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[column] for column in KEY)
-
-
 def _read(folder: Path) -> pd.DataFrame:
     """The newest row of each protocol, model and seed."""
     if not (file := folder / "rows.csv").exists():
@@ -234,12 +226,6 @@ def _read(folder: Path) -> pd.DataFrame:
     # A protocol such as 12345678e123 would be read as a number.
     rows = pd.read_csv(file, dtype={"protocol": str})
     return rows.drop_duplicates(KEY, keep="last").set_index(KEY)
-
-
-def _made(make: Make) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make()
 
 
 @contextmanager

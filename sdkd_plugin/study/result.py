@@ -17,7 +17,7 @@ from sdkd_plugin.report.figures import band_bars, error_spectra, fields
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.study.arms import Arm
 from sdkd_plugin.study.task import Task
-from sdkd_plugin.study.training import Make, Recipe
+from sdkd_plugin.study.training import Make, Recipe, made
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,8 +54,9 @@ class Result:
     folder: Path
 
     def __post_init__(self) -> None:
-        if set(self.rows.steps.dropna()) != {self.recipe.steps}:
-            raise RuntimeError(f"the arms took unequal steps: {sorted(set(self.rows.steps))}.")
+        taken = self.rows[["steps", "candidates"]].dropna().drop_duplicates().to_numpy().tolist()
+        if taken != [[self.recipe.steps, self.recipe.validations]]:
+            raise RuntimeError(f"the arms took unequal steps and validations: {taken}.")
 
     @property
     def best(self) -> str:
@@ -73,13 +74,9 @@ class Result:
         Raises:
             ValueError: if one of them is not there.
         """
-        where = {"setting": setting or self.arms[0].setting}
-        return paired_change(
-            self.rows,
-            column=self.task.measure,
-            of={**where, "model": of},
-            against={**where, "model": against},
-        )
+        rows = self.rows[self.rows.setting == (setting or self.arms[0].setting)]
+        column = self.task.measure
+        return paired_change(rows, column=column, of={"model": of}, against={"model": against})
 
     def table(self) -> str:
         """Means ± deviations over seeds, and each arm against the first two and its base."""
@@ -138,7 +135,7 @@ class Result:
         rows = self.rows[(self.rows.model == name) & (self.rows.setting == setting)]
         models = []
         for protocol, seed in zip(rows.protocol, rows.seed, strict=True):
-            model = self.makers[protocol]()
+            model = made(self.makers[protocol])
             model.load_state_dict(load_file(weights_path(self.folder, protocol, seed)))
             models.append(model.eval())
         return models
@@ -172,10 +169,8 @@ class Result:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write ``table.md``, ``results.csv`` and the figures into a folder."""
-        for name, text in {
-            "table.md": self.report(),
-            "results.csv": self.rows.to_csv(index=False),
-        }.items():
+        texts = {"table.md": self.report(), "results.csv": self.rows.to_csv(index=False)}
+        for name, text in texts.items():
             with atomic_path(Path(folder) / name) as path:
                 path.write_text(text, encoding="utf-8")
         for name, figure in self.figures().items():

@@ -113,11 +113,11 @@ class Task:
             seen = part.y if part.mask is None else part.y[part.mask.expand_as(part.y)]
             check_finite(f"{name}.y", seen)
         for name, tensors in parts.items():
-            if len(lengths := {key: len(value) for key, value in tensors.items()}) == 0:
-                continue
+            lengths = {key: len(value) for key, value in tensors.items()}
             if len(set(lengths.values())) > 1:
                 raise ValueError(f"`{name}` has {lengths} samples, expected equally many.")
-            check_finite(f"{name}.x", tensors["x"])
+            if tensors:
+                check_finite(f"{name}.x", tensors["x"])
 
     @cached_property
     def identity(self) -> str:

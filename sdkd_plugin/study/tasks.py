@@ -1,7 +1,7 @@
 """Tasks by name: turbulence, convection, traffic, taxi flows and weather, ready for a `study`.
 
-In all of them frames are channels, ``frames`` of them are read and forecast, data are normalised by
-the training inputs, and ``cutoff`` lies between the low and the high band.
+On grids frames are channels. Data are normalised by the training inputs. The two bands are divided
+at a quarter of the highest frequency; `dataclasses.replace(task, bands=...)` sets others.
 """
 
 import os
@@ -32,6 +32,7 @@ from sdkd_plugin.study.task import Samples, Task
 
 Fields = Float[Tensor, "samples time channels nx ny"]
 Source = str | os.PathLike[str]
+BANDS = Bands.split(0.25)
 SPLIT = ("train", "validation", "test", "unlabelled")
 
 
@@ -40,7 +41,6 @@ def navier_stokes_task(
     *,
     sizes: Sequence[int] = (120, 30, 50, 0),
     frames: tuple[int, int] = (10, 10),
-    cutoff: float = 0.25,
     **solver: Any,
 ) -> Task:
     """Two-dimensional turbulence: frames of vorticity.
@@ -48,8 +48,7 @@ def navier_stokes_task(
     Args:
         trajectories: a file, as for `read_trajectories`; None computes them.
         sizes: trajectories for training, validation, test and without labels, in this order.
-        frames: read and forecast, a unit of time apart.
-        cutoff: between the bands.
+        frames: how many are read and forecast, a unit of time apart.
         **solver: of `navier_stokes`, such as ``viscosity``.
 
     Raises:
@@ -70,22 +69,20 @@ def navier_stokes_task(
             f"with at least {sum(sizes)} samples of {sum(frames)} frames."
         )
     parts = dict(zip(SPLIT, fields[: sum(sizes), :, None].split(list(sizes)), strict=True))
-    return _grid_task(parts, frames, "periodic", cutoff, name="Navier-Stokes", source=source)
+    return _grid_task(parts, frames, "periodic", name="Navier-Stokes", source=source)
 
 
 def rayleigh_benard_task(
     *,
     sizes: Sequence[int] = (120, 30, 50, 0),
     frames: tuple[int, int] = (10, 10),
-    cutoff: float = 0.25,
     **solver: Any,
 ) -> Task:
     """Convection between two plates: frames of temperature. Both axes have the cosine basis.
 
     Args:
         sizes: trajectories for training, validation, test and without labels, in this order.
-        frames: read and forecast, a free-fall time apart.
-        cutoff: between the bands.
+        frames: how many are read and forecast, a free-fall time apart.
         **solver: of `rayleigh_benard`, such as ``rayleigh``; ``resolution`` is needed.
     """
     n, device = sum(sizes), solver.pop("device", "cpu")
@@ -99,7 +96,7 @@ def rayleigh_benard_task(
     )
     parts = dict(zip(SPLIT, fields.split(list(sizes)), strict=True))
     source = f"computed by the spectral solver, {_words(solver)}"
-    return _grid_task(parts, frames, "reflect", cutoff, name="Rayleigh-Benard", source=source)
+    return _grid_task(parts, frames, "reflect", name="Rayleigh-Benard", source=source)
 
 
 def taxibj_task(
@@ -108,8 +105,6 @@ def taxibj_task(
     validation: str,
     test: str,
     frames: tuple[int, int] = (4, 4),
-    stride: int = 1,
-    cutoff: float = 0.25,
 ) -> Task:
     """Taxi flows over Beijing, half an hour a frame; windows do not cross gaps.
 
@@ -117,19 +112,17 @@ def taxibj_task(
         paths: as for `read_taxibj`.
         validation: first time of the validation's targets, such as ``2016-02-12``.
         test: first time of the test's targets.
-        frames: read and forecast.
-        stride: of the windows.
-        cutoff: between the bands.
+        frames: how many are read and forecast.
 
     Raises:
         ValueError: as `read_taxibj`, or if a part has no window.
     """
     flows = read_taxibj(paths)
     bounds = pairwise([None, validation, test, None])
-    windows = [flows.windows(*frames, start=start, stop=stop)[::stride] for start, stop in bounds]
+    windows = [flows.windows(*frames, start=start, stop=stop) for start, stop in bounds]
     parts = {name: flows.flow[rows] for name, rows in zip(SPLIT, windows, strict=False)}
     source = f"TaxiBJ, {flows.index[0]} to {flows.index[-1]}, taxis in half an hour"
-    return _grid_task(parts, frames, "reflect", cutoff, name="TaxiBJ", source=source)
+    return _grid_task(parts, frames, "reflect", name="TaxiBJ", source=source)
 
 
 def weatherbench_task(
@@ -140,8 +133,6 @@ def weatherbench_task(
     test: str,
     every: int = 6,
     frames: tuple[int, int] = (2, 4),
-    stride: int = 1,
-    cutoff: float = 0.25,
 ) -> Task:
     """Global weather. Both axes have the cosine basis.
 
@@ -154,9 +145,7 @@ def weatherbench_task(
         validation: first time of the validation, such as ``2016``.
         test: first time of the test.
         every: take every so many times of the files.
-        frames: read and forecast.
-        stride: of the windows.
-        cutoff: between the bands.
+        frames: how many are read and forecast.
 
     Raises:
         ValueError: as `read_weatherbench`, or if a part has no window.
@@ -167,7 +156,7 @@ def weatherbench_task(
     for name, (begin, end) in zip(SPLIT, pairwise([0, *inner, len(data.index)]), strict=False):
         if end - begin < length:
             raise ValueError(f"`{name}` has {end - begin} times, expected at least {length}.")
-        first = torch.arange(begin, end - length + 1, stride)
+        first = torch.arange(begin, end - length + 1)
         parts[name] = data.fields[first[:, None] + torch.arange(length)]
     deviation = parts["train"][:, : frames[0]].std((0, 1, 3, 4))
 
@@ -175,7 +164,6 @@ def weatherbench_task(
         parts,
         frames,
         "reflect",
-        cutoff,
         name="WeatherBench",
         source=f"WeatherBench, {', '.join(data.channels)}",
         scale=1.0,
@@ -186,9 +174,7 @@ def weatherbench_task(
     )
 
 
-def traffic_task(
-    data: Source | TrafficData, *, frames: tuple[int, int] = (12, 12), cutoff: float = 0.25
-) -> Task:
+def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 12)) -> Task:
     """Speeds of road sensors; the first 70 % of the time for training, the last 20 % for the test.
 
     A share of the labels is that of the first windows. Models are called with ``x``, ``u`` (the
@@ -196,8 +182,7 @@ def traffic_task(
 
     Args:
         data: speeds and graph, or a folder with the Los-loop files.
-        frames: read and forecast.
-        cutoff: between the bands.
+        frames: how many are read and forecast.
 
     Raises:
         ValueError: as `read_los_loop`.
@@ -225,7 +210,7 @@ def traffic_task(
         validation=parts[1],
         test=parts[2],
         transform=GraphTransform.from_edges(data.edge_index, data.edge_weight, n_nodes),
-        bands=Bands.split(cutoff),
+        bands=BANDS,
         shared={"edge_index": data.edge_index, "edge_weight": data.edge_weight},
         task_loss="mae",
         scale=scale,
@@ -243,7 +228,6 @@ def _grid_task(
     parts: Mapping[str, Fields],
     frames: tuple[int, int],
     boundary: Boundary,
-    cutoff: float,
     **options: Any,
 ) -> Task:
     """A task of fields, each channel normalised by the training inputs."""
@@ -258,7 +242,7 @@ def _grid_task(
     scale, offset = (x[0].repeat(frames[1], 1, 1, 1).flatten(0, 1) for x in (deviation, mean))
     return Task(
         transform=GridTransform(seen.shape[-2:], boundary),
-        bands=Bands.split(cutoff),
+        bands=BANDS,
         unlabelled={"x": more.x} if more else {},
         baselines={"persistence": partial(_repeat_last, seen.shape[2])},
         **{"scale": scale, "offset": offset, **split, **options},

@@ -36,6 +36,13 @@ class Recipe(NamedTuple):
     validations: int
 
 
+def made(make: Make, seed: int = 0) -> nn.Module:
+    """A model with the first weights of a seed; the random state is as before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """All that a process needs to train any job of a study; shared inputs are on the device."""
@@ -56,26 +63,22 @@ class Trainer:
         """
         task, arm, seed, start = self.task, self.arms[job[0]], job[1], time.perf_counter()
         with torch.random.fork_rng():
+            model = made(self.makers[job[0]], seed).to(self.device)
             torch.manual_seed(seed)
-            model = self.makers[job[0]]().to(self.device)
-            least = self._fit(model, arm, seed)
-        if math.isinf(least):
+            columns = self._fit(model, arm, seed)
+        if math.isinf(columns["validation"]):
             raise RuntimeError(
                 f"{task.name}: {arm.name}, seed {seed} diverged, no validation error is finite: "
                 "lower `lr`."
             )
         row = task.scores(task.forecast(model, task.test, self.device))
-        row |= {
-            "validation": least,
-            "steps": self.recipe.steps,
-            "seconds": time.perf_counter() - start,
-        }
+        row |= {**columns, "seconds": time.perf_counter() - start}
         # neuraloperator adds its metadata, no tensor, to the state.
         state = {k: v.contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
         return job, {**row, **environment(self.device)}, save(state)
 
-    def _fit(self, model: nn.Module, arm: Arm, seed: int) -> float:
-        """Train a model, leave it with its best weights, and return their validation error."""
+    def _fit(self, model: nn.Module, arm: Arm, seed: int) -> dict[str, float]:
+        """Train a model and leave it with its best weights."""
         recipe, labelled = self.recipe, self.task.labelled(arm.labels, seed)
         distiller = None if arm.alone else self._distiller(model, arm)
         rows = torch.arange(len(self.task.pool if arm.unlabelled else self.task.train))
@@ -87,7 +90,7 @@ class Trainer:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
         order = _batches(rows, recipe.batch_size, seed)
         complete = self.task.pool.mask is None and bool(labelled[rows].all())
-        least, best, taken = math.inf, {}, 0
+        least, best, taken, candidates = math.inf, {}, 0, 0
         for validation in range(1, recipe.validations + 1):
             while taken < validation * recipe.steps // recipe.validations:
                 index = next(order)
@@ -100,10 +103,11 @@ class Trainer:
                 scheduler.step()
                 taken += 1
             error = self.task.validation_error(model, self.device)
+            candidates += 1
             if error < least:
                 least, best = error, copy.deepcopy(model.state_dict())
         model.load_state_dict(best or model.state_dict())
-        return least
+        return {"validation": least, "steps": taken, "candidates": candidates}
 
     def _distiller(self, model: nn.Module, arm: Arm) -> SDKDDistiller:
         task, first = self.task, self.task.pool.select(slice(1), self.device)
