@@ -25,7 +25,7 @@ from sdkd_plugin.report import UserError, check_folder, choose_device, command_l
 from sdkd_plugin.study import Arm, Task, navier_stokes_task, standard_arms, study
 
 SIZES = (480, 40, 60, 0)  # trajectories for training, validation, test, and without labels at all
-LABELLED, TEACHER_STEPS = 40, 2000
+LABELLED, TEACHER_STEPS = 40, 4000
 KD_WEIGHT = 10.0  # of the teacher against the labels; chosen on the validation trajectories
 FRAMES: dict[str, Any] = {"in_channels": 10, "out_channels": 10, "coordinates": True}
 make_teacher = partial(STAlterNet, width=16, depth=3, **FRAMES)  # 394 thousand parameters
