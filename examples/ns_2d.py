@@ -48,7 +48,7 @@ def distil(task: Task, teacher: nn.Module, steps: int, device: torch.device) -> 
         terms.total.backward()
         optimizer.step()
     shown = {name: round(float(value), 4) for name, value in terms.scalars().items()}
-    print(f"After {steps} steps: {shown}; validation {task.validation_error(student, device):.4f}")
+    print(f"After {steps} steps: {shown}")
     return student
 
 

@@ -106,7 +106,7 @@ def test_every_number_has_a_row_and_nothing_given_is_changed(task, teacher):
     students = result.rows[-3:]
     assert set(students.steps) == {4}
     assert set(students.parameters) == {2 * 2 * 9 + 2}
-    with pytest.raises(RuntimeError, match="unequal steps"):
+    with pytest.raises(RuntimeError, match="unequal steps and validations"):
         dataclasses.replace(result, rows=result.rows.assign(steps=range(7)))
 
 
@@ -371,13 +371,3 @@ def test_traffic_windows_do_not_overlap_in_their_targets():
     row = trained(task, make)
     error = (task.test.x[:, -1:] - task.test.y) * task.test.mask * task.scale
     assert row.mae_30 == pytest.approx(float(error[:, 5].abs().sum() / task.test.mask[:, 5].sum()))
-
-
-def test_samples_of_a_data_set():
-    items = [
-        {"x": torch.full((3,), float(i)), "y": torch.zeros(1), "u": torch.ones(2)} for i in range(4)
-    ]
-    found = Samples.collect(items)
-    assert found.x[:, 0].tolist() == [0, 1, 2, 3]
-    assert found.mask is None
-    assert found.inputs["u"].shape == (4, 2)

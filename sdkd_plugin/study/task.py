@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from sdkd_plugin._checks import check_finite
-from sdkd_plugin.losses.task import TaskLoss, TaskLossName, masked_error
+from sdkd_plugin.losses.task import TaskLoss, TaskLossName
 from sdkd_plugin.report import forecast_scores
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.study.arms import fingerprint
@@ -23,7 +23,7 @@ CHUNK = 50
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs and labels in the models' units; the first axis of every tensor is the sample.
+    """Inputs and labels on the CPU, in the models' units; their first axis is the sample.
 
     Args:
         x: what a model reads.
@@ -165,12 +165,6 @@ class Task:
             part = samples.select(slice(start, start + CHUNK), device)
             forecasts.append(model(part.x, **accepted_inputs(model, self.inputs(part))).cpu())
         return torch.cat(forecasts)
-
-    def validation_error(self, model: nn.Module, device: torch.device | str = "cpu") -> float:
-        """The task loss on the validation samples."""
-        y, mask = self.validation.y, self.validation.mask
-        forecast = self.forecast(model, self.validation, device)
-        return float(masked_error(forecast, y, mask, self.task_loss))
 
     def scores(self, forecast: Float[Tensor, "samples ..."]) -> dict[str, float]:
         """Scores of a forecast of the test samples."""

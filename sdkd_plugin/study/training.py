@@ -79,7 +79,8 @@ class Trainer:
 
     def _fit(self, model: nn.Module, arm: Arm, seed: int) -> dict[str, float]:
         """Train a model and leave it with its best weights."""
-        recipe, labelled = self.recipe, self.task.labelled(arm.labels, seed)
+        recipe, truth = self.recipe, self.task.validation
+        labelled = self.task.labelled(arm.labels, seed)
         distiller = None if arm.alone else self._distiller(model, arm)
         rows = torch.arange(len(self.task.pool if arm.unlabelled else self.task.train))
         if distiller is None:
@@ -102,7 +103,8 @@ class Trainer:
                 optimizer.step()
                 scheduler.step()
                 taken += 1
-            error = self.task.validation_error(model, self.device)
+            forecast = self.task.forecast(model, truth, self.device)
+            error = float(masked_error(forecast, truth.y, truth.mask, self.task.task_loss))
             candidates += 1
             if error < least:
                 least, best = error, copy.deepcopy(model.state_dict())
