@@ -61,6 +61,7 @@ def test_leaves_no_hook_also_where_the_model_fails(model: Encoded):
     reader = TapReader(model, ["latent"])
     with reader as taps:
         taps.attach()  # a second time changes nothing
+        assert len(taps.handles) == 1
         model(ONES)
     assert not any(module._forward_hooks for module in model.modules())
     assert list(reader.read()) == ["latent"]

@@ -139,6 +139,8 @@ class TestCAMKD(AggregationContract):
         e, errors = np.exp(1.0), torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
         assert camkd_weights(errors)[0].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
         assert camkd_weights(errors)[1].tolist() == [0.5, 0.5]
+        unlabelled = torch.tensor([False, True])
+        assert camkd_weights(errors * torch.nan, unlabelled)[0].tolist() == [0.5, 0.5]
         for scale in (1e-30, 1e30):
             scaled = camkd_weights(scale * errors.float())
             torch.testing.assert_close(scaled, camkd_weights(errors).float())
@@ -226,12 +228,12 @@ def test_unit_gradients_make_lengths_irrelevant():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_aekd_under_autocast_has_the_weights_of_float32(dtype: torch.dtype):
     """Half-precision gradients of a mean over many elements are mostly 0."""
-    forecast = random(16, 1, 32, 32).to(dtype)
+    forecast = 0.1 * random(32, 1, 64, 64).to(dtype)
     outputs = [
-        TeacherOutput((forecast.float() + size * random(16, 1, 32, 32, seed=seed)).to(dtype))
-        for seed, size in ((1, 0.01), (2, 0.02))
+        TeacherOutput((forecast.float() + size * random(32, 1, 64, 64, seed=seed)).to(dtype))
+        for seed, size in ((1, 0.002), (2, 0.004))
     ]
-    options = {"transform": GridTransform((32, 32)), "aggregation": AEKDAggregation(1.0)}
+    options = {"transform": GridTransform((64, 64)), "aggregation": AEKDAggregation(1.0)}
     loss = make_loss(teacher=[nn.Identity(), nn.Identity()], **options)
     with torch.autocast("cpu", dtype):
         half = loss(forecast, outputs=outputs).teacher_weights
@@ -245,7 +247,8 @@ def test_aekd_under_autocast_has_the_weights_of_float32(dtype: torch.dtype):
 def test_aekd_in_a_loss_keeps_its_bound_and_raises_no_teachers_loss(max_weight: float):
     """In the space of forecasts, to first order, where the bound is not reached."""
     aggregation = AEKDAggregation(max_weight)
-    loss = make_loss(teacher=[nn.Identity(), nn.Identity()], aggregation=aggregation)
+    options = {"aggregation": aggregation, "weighting": (0.2, 5.0)}
+    loss = make_loss(teacher=[nn.Identity(), nn.Identity()], **options)
     free = 0
     for seed in range(12):
         outputs = [TeacherOutput(random(5, 3, 8, 9, seed=seed + i) + 1) for i in (100, 200)]
@@ -254,11 +257,23 @@ def test_aekd_in_a_loss_keeps_its_bound_and_raises_no_teachers_loss(max_weight: 
         assert terms.teacher_weights.max() <= max_weight + 1e-6
         (update,) = torch.autograd.grad(terms.total, forecast)
         losses = [loss.frequency(forecast, output.forecast) for output in outputs]
-        slopes = [(torch.autograd.grad(one, forecast)[0] * update).sum() for one in losses]
+        gradients = torch.stack([torch.autograd.grad(one, forecast)[0] for one in losses])
+        expected = aekd_weights(gradient_gram(gradients), max_weight).float()
+        torch.testing.assert_close(terms.teacher_weights, expected, rtol=0, atol=1e-4)
         if float(terms.teacher_weights.max()) < max_weight - 1e-4:
             free += 1
-            assert min(slopes) >= -1e-9
+            assert (gradients * update).flatten(1).sum(1).min() >= -1e-9
     assert free > 5
+
+
+def test_camkd_in_a_loss_weighs_each_sample_and_evenly_without_labels():
+    y, only_first = random(5, 3, 8, 9), torch.eye(5)[0].reshape(5, 1, 1, 1)
+    loss = make_loss(teacher=[nn.Identity(), nn.Identity()], aggregation="camkd")
+    outputs = [TeacherOutput(y + 0.1), TeacherOutput(y + only_first)]
+    weights = loss(y, y=y, outputs=outputs).teacher_weights
+    first, other = camkd_weights(torch.tensor([[0.01, 1.0], [0.01, 0.0]]))
+    torch.testing.assert_close(weights, (first + 4 * other) / 5)
+    assert loss(y, outputs=outputs).teacher_weights.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -158,7 +158,7 @@ def test_a_teacher_exported_in_training_mode_is_refused():
     with pytest.raises(ValueError, match=message):
         make(teacher=exported(teacher_net()))
     with pytest.raises(ValueError, match="was exported in training mode"):
-        make(teacher=nn.Sequential(exported(net(regularised=True)), nn.Identity()))
+        make(teacher=nn.Sequential(exported(nn.Dropout(0.5)), nn.Conv2d(2, 3, 1)))
 
 
 def test_a_teacher_that_cannot_be_copied_is_refused():

@@ -149,7 +149,7 @@ def aekd_weights(
         inverse = torch.where(squared > 0, squared, 1).rsqrt()
         matrix = matrix * inverse[:, None] * inverse
     ridge = max(1e-10, 10 * torch.finfo(gram.dtype).eps)
-    return min_norm_weights(matrix, max_weight, ridge).to(gram.dtype)
+    return min_norm_weights(matrix, max(max_weight, 1 / len(gram)), ridge).to(gram.dtype)
 
 
 def min_norm_weights(
