@@ -163,6 +163,7 @@ class DistillationLoss(nn.Module):
         if teacher_bound is not None:
             check_positive("teacher_bound", teacher_bound, allow_zero=True)
         check_choice("resolutions", resolutions, get_args(Resolutions))
+        check_type("latents", latents, Sequence, "such as [LatentPair('latent', 'latent')]")
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
         self._teachers = frozen_copies(teacher)
         self.frequency = FrequencyAlignedLoss(
@@ -231,9 +232,8 @@ class DistillationLoss(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
-        of_teachers = [output.latents for output in outputs]
         self.latent_losses = LatentLosses(
-            self.latents, latents, of_teachers, self.transform, self.frequency.bands
+            self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
         ).to(x)
         return self
 
@@ -356,8 +356,7 @@ class DistillationLoss(nn.Module):
                     "`latents` are distilled but their shapes are not known: call "
                     "`fit_latents(student, x, **inputs)` before the optimizer is made."
                 )
-            of_teachers = [output.latents for output in outputs]
-            features = self.latent_losses(latents or {}, of_teachers, weights)
+            features = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
                 total = total + pair.weight * features[pair.name]
         return DistillationTerms(
