@@ -89,7 +89,9 @@ class DistillationTerms:
         }.items():
             for i, value in enumerate(() if values is None else values):
                 scalars[f"{name}_{i}"] = value
-        return scalars | {f"kd_{name}": value for name, value in self.features.items()}
+        for name, value in self.features.items():
+            scalars[f"kd_{name}"] = value
+        return scalars
 
 
 class DistillationLoss(nn.Module):
@@ -283,7 +285,9 @@ class DistillationLoss(nn.Module):
         """
         outputs = []
         for i, (names, any_name) in enumerate(self._inputs):
-            taken = inputs if any_name else {n: v for n, v in inputs.items() if n in names}
+            taken = inputs
+            if inputs and not any_name:
+                taken = {n: v for n, v in inputs.items() if n in names}
             outputs.append(call_model(self._teachers[i], x, taken, self._taps[i]))
         return tuple(outputs)
 
@@ -313,7 +317,8 @@ class DistillationLoss(nn.Module):
             ValueError: if shapes do not match, a value is NaN or Inf, a mask has no labels, or
                 neither ``x`` nor ``outputs`` is given.
         """
-        inputs = {n: v for n, v in inputs.items() if self._any_name or n in self._input_names}
+        if inputs and not self._any_name:
+            inputs = {n: v for n, v in inputs.items() if n in self._input_names}
         check_batch(x, y, mask, inputs, finite=self.check_finite)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs)
 
@@ -334,13 +339,13 @@ class DistillationLoss(nn.Module):
             if x is None:
                 raise ValueError("`x` and `outputs` are None, expected one of them.")
             outputs = self.teacher_outputs(x, **inputs)
-        if y is not None:
+        if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
         forecasts = checked_forecasts(
             outputs,
             self._names,
             forecast,
-            self.transform,
+            self.frequency.transform,
             resolutions=self.resolutions,
             finite=self.check_finite,
         )
@@ -356,13 +361,14 @@ class DistillationLoss(nn.Module):
                     "`latents` are distilled but their shapes are not known: call "
                     "`fit_latents(student, x, **inputs)` before the optimizer is made."
                 )
-            features = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
+            losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
-                total = total + pair.weight * features[pair.name]
+                total = total + pair.weight * losses[pair.name]
+            features = {name: value.detach() for name, value in losses.items()}
         return DistillationTerms(
             total=self.kd_weight * total,
             frequency=terms.errors,
-            features={name: value.detach() for name, value in features.items()},
+            features=features,
             band_weights=terms.weights.detach(),
             teacher_weights=weights,
         )

@@ -179,9 +179,13 @@ def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
         parameters = []
-    kinds = {p.kind for p in parameters}
-    names = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    return frozenset(names), inspect.Parameter.VAR_KEYWORD in kinds
+    names, any_name = set(), False
+    for p in parameters:
+        if p.kind is p.VAR_KEYWORD:
+            any_name = True
+        elif p.kind is not p.VAR_POSITIONAL:
+            names.add(p.name)
+    return frozenset(names), any_name
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
