@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from tsl.data import SpatioTemporalDataModule
 from tsl.data.batch import DisjointBatch
 from tsl.data.loader import StaticGraphLoader
-from tsl.engines import Predictor
 from tsl.ops.connectivity import convert_torch_connectivity
 
 from sdkd_plugin._checks import check_shape
 from sdkd_plugin.adapters.ranks import average_measurements
 from sdkd_plugin.adapters.tsl.answers import WindowAnswers, first_steps, known_inputs
-from sdkd_plugin.adapters.tsl.checkpoint import PlainCheckpoints
-from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
-from sdkd_plugin.adapters.tsl.sensors import OnSensors, SharedSensors
+from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor
+from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
+from sdkd_plugin.adapters.tsl.sensors import OnSensors
 from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.latents import LatentPair
 from sdkd_plugin.losses import (
@@ -42,7 +41,7 @@ _NOT_RECORDED = (
 )
 
 
-class DistillationPredictor(PlainCheckpoints, Predictor):
+class DistillationPredictor(PlainPredictor):
     """A tsl ``Predictor`` whose training step also asks a teacher.
 
     The task loss is tsl's own: ``loss_fn`` on masked targets, scaled or not as ``scale_target``
@@ -51,7 +50,7 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
 
     The teacher is in eval mode, without gradients, and neither in ``parameters()`` nor in
     ``state_dict()``; it moves to the device along with the predictor. Checkpoints hold the student,
-    the projectors and the averages of a weighting, as plain values (see `PlainCheckpoints`).
+    the projectors and the averages of a weighting, as plain values (see `PlainPredictor`).
 
     Where ``batch.mask`` is False the target may be anything, NaN included. A batch without any
     observed target has a task term of 0. Under several processes each weighs the bands by what it

@@ -1,7 +1,6 @@
 """What makes a resumed run equal the uninterrupted one: order and randomness by epoch.
 
-Here live the data module and the callback that draw from seeds of their own. What a checkpoint
-holds is in `checkpoint`.
+Here live the data module and the callback for it. What a checkpoint holds is in `checkpoint`.
 """
 
 from typing import Any
@@ -16,11 +15,10 @@ from sdkd_plugin._checks import check_positive_int
 
 
 class SeededDataModule(SpatioTemporalDataModule):
-    """tsl's data module, whose order of training windows follows from a seed and the epoch alone.
+    """tsl's data module, with an order of training windows that follows from seed and epoch alone.
 
-    tsl shuffles by torch's global generator: a resumed run then reads other batches than the
-    uninterrupted one. With several processes each reads its share, as under Lightning's own
-    sampler.
+    tsl shuffles by torch's global generator, so that a resumed run reads other batches. Several
+    processes read a share each, as with Lightning's own sampler.
 
     Args:
         seed: of the order.
@@ -47,7 +45,7 @@ class SeededDataModule(SpatioTemporalDataModule):
             seed=self.seed,
         )
         if trainer is not None:
-            # Lightning says which epoch it is, but workers of a resumed run fetch before that.
+            # Lightning sets the epoch too, but workers of a resumed run fetch before that.
             sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         return StaticGraphLoader(
             self.trainset,
@@ -82,7 +80,7 @@ class SeededEpochs(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed, once the epoch's first batch is there: making its loader draws numbers too."""
+        """Seed after the epoch's first batch is loaded: making its loader draws numbers too."""
         if batch_idx == 0:
             step = trainer.current_epoch * trainer.world_size + trainer.global_rank
             # Far apart, lest the second epoch of one seed be the first of the next.
