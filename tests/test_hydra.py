@@ -232,7 +232,7 @@ def test_a_model_gets_the_sizes_and_options_that_it_takes():
     assert isinstance(rnn, models.RNNModel)
     with pytest.raises(ValueError, match=r"`model.hparams of rnn` is 'hiden_size'.*'hidden_size'"):
         make_model("rnn", sizes, {"hiden_size": 8})
-    with pytest.raises(ValueError, match=r"of sdkd_student lacks \['window'\]"):
+    with pytest.raises(ValueError, match=r"of sdkd_student: missing a required .*'window'; add"):
         make_model("sdkd_student", sizes, {})
 
 

@@ -104,37 +104,6 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
     assert any(not torch.equal(v, before[k]) for k, v in learners[0].state_dict().items())
 
 
-def test_each_graph_of_a_batch_has_its_own_spectrum():
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(NODES, EDGES, WEIGHT), (2, torch.tensor([[0, 1], [1, 0]]), torch.ones(2))]
-    sizes += [sizes[0], (1, EDGES[:, :0], WEIGHT[:0])]
-    starts = torch.tensor([0, *(n for n, _, _ in sizes)]).cumsum(0)
-    graphs = DisjointGraphs(normalization="combinatorial", symmetrization="max")
-    graphs.set_graphs(
-        torch.cat([e + start for (_, e, _), start in zip(sizes, starts, strict=False)], 1),
-        torch.cat([w for _, _, w in sizes]),
-        starts,
-    )
-    x = torch.randn(2, 3, int(starts[-1]), 2, generator=generator, dtype=torch.float64)
-    x.requires_grad_()
-    energy = graphs.sample_band_energy(x, BANDS)
-    parts = x.split([n for n, _, _ in sizes], dim=2)
-    own = [
-        transform(e, w, n, normalization="combinatorial", symmetrization="max") for n, e, w in sizes
-    ]
-    expected = [t.sample_band_energy(part, BANDS) for t, part in zip(own, parts, strict=True)]
-    torch.testing.assert_close(energy, torch.stack(expected).sum(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(energy.sum(1), x.square().sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(energy.sum(), x)
-    torch.testing.assert_close(gradient, 2 * x, rtol=1e-5, atol=1e-5)
-    low = graphs.filter(x, lambda frequency: (frequency < 0.4).double())
-    filtered = [
-        t.filter(part, lambda f: (f < 0.4).double()) for t, part in zip(own, parts, strict=True)
-    ]
-    torch.testing.assert_close(low, torch.cat(filtered, 2))
-    assert graphs.band_energy(x, BANDS).shape == (2, 3, 2, 2)
-
-
 def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
     made = []
     original = GraphTransform.from_edges
@@ -344,15 +313,14 @@ def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict, 
 
 
 class _NodeContract(TransformContract):
-    """What holds of a transform that computes no coefficients."""
+    """The contract of a transform that computes no coefficients."""
 
     # These ask for coefficients, or for one set of frequencies.
     test_round_trip = test_parseval = test_spectrum_sums_to_the_mean_square = None
     test_frequencies_reach_from_the_mean_to_at_most_one = test_partitions_are_not_mixed_up = None
-    test_casting_the_module_leaves_the_frequencies_exact = test_the_field_given_is_not_changed = (
-        None
-    )
+    test_casting_the_module_leaves_the_frequencies_exact = None
     test_filter_is_the_response_times_each_frequency = test_refuses_fields_off_the_domain = None
+    test_the_field_given_is_not_changed = None
 
     @pytest.fixture
     def make_field(self, domain: Domain, device: torch.device):
@@ -415,11 +383,12 @@ class TestDisjointGraphs(_NodeContract):
         graphs = DisjointGraphs(dtype=torch.float64)
         edges = torch.cat([EDGES, EDGES + NODES, torch.tensor([[12, 13], [13, 14]])], 1).to(device)
         weight = torch.cat([WEIGHT, WEIGHT, torch.ones(2)]).to(device)
-        graphs.set_graphs(edges, weight, torch.tensor([0, 6, 12, 15]))
+        graphs.set_graphs(edges, weight, torch.tensor([0, 6, 12, 15, 16]))
         first = transform(dtype=torch.float64)
-        last = transform(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
-        places = [(first, [*range(6)]), (first, [*range(6, 12)]), (last, [12, 13, 14])]
-        return parts_domain(graphs, places)
+        third = transform(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
+        alone = transform(EDGES[:, :0], None, 1, dtype=torch.float64)
+        places = [(first, [*range(6)]), (first, [*range(6, 12)]), (third, [12, 13, 14])]
+        return parts_domain(graphs, [*places, (alone, [15])])
 
 
 class TestSharedSensors(_NodeContract):

@@ -17,11 +17,7 @@ _HARMLESS = re.compile(
 
 
 def refuse_pickles(path: Path) -> None:
-    """Refuse an HDF5 file with Python objects in its arrays, or with code in its attributes.
-
-    Raises:
-        ValueError: naming the array or attribute; also if the file is damaged.
-    """
+    """Refuse, by a ValueError, a damaged file or one with Python objects, naming where they are."""
     try:
         with h5py.File(path) as file:
             found: str | None = _unsafe("/", file) or file.visititems(_unsafe)

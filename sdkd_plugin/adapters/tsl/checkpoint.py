@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -30,8 +31,6 @@ class PlainPredictor(Predictor):
     also has the model's class, its sizes, and the inputs it was trained with: where one of these
     inputs is missing in validation, test or prediction, that is an error.
 
-    Args: as tsl's ``Predictor``.
-
     Example:
         >>> import tempfile
         >>> from sdkd_plugin.adapters.tsl import SDKDStudent
@@ -41,14 +40,11 @@ class PlainPredictor(Predictor):
         >>> PlainPredictor(model=student).load_model(path)
     """
 
+    scheduler_kwargs: Any
     inputs_trained_with: tuple[str, ...] = ()
 
     def predict_batch(self, batch: Any, *args: Any, **options: Any) -> Any:
-        """As tsl's, of a batch that has the inputs that the model was trained with.
-
-        Raises:
-            ValueError: if it lacks one, such as the covariates ``u``.
-        """
+        """As tsl's; a ValueError if the batch lacks an input that the model was trained with."""
         given = accepted_inputs(self.model, dict(batch.input.items()))
         if self.training:
             self.inputs_trained_with = tuple(sorted(given))
@@ -75,11 +71,7 @@ class PlainPredictor(Predictor):
         self.inputs_trained_with = tuple(checkpoint.get(_RECORD, {}).get("inputs", ()))
 
     def load_model(self, filename: str | Path) -> None:
-        """Load the model's weights alone, as `load_weights`.
-
-        The rest of the training's state (averages of a weighting, optimizers, schedulers) is loaded
-        by ``trainer.fit(ckpt_path=filename)``.
-        """
+        """Load the model's weights alone; ``trainer.fit(ckpt_path=...)`` loads the whole state."""
         self.on_load_checkpoint(load_weights(self.model, filename, arguments=self.model_kwargs))
 
     def configure_optimizers(self) -> Any:
@@ -99,8 +91,7 @@ def load_weights(
 
     Args:
         model: built for the same sizes as the one that was saved.
-        filename: written by a `PlainPredictor` or a `DistillationPredictor` under Lightning, or by
-            ``torch.save`` of a state dict.
+        filename: written by a `PlainPredictor` or a `DistillationPredictor`, or a saved state dict.
         arguments: that the model was built with, compared with those recorded. Its sizes, such as
             ``n_nodes``, are compared in any case.
 
@@ -109,8 +100,8 @@ def load_weights(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or holds more than weights and plain values, was written
-            for other sizes or arguments, or holds another model's weights. The model is as before.
+        ValueError: if the file is damaged, holds more than weights and plain values, or does not
+            fit the model, which is then as before.
     """
     path = Path(filename)
     if not path.is_file():
@@ -119,11 +110,9 @@ def load_weights(
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"`filename` is {path.name}, which cannot be read as weights and plain values, "
-            "expected a checkpoint of PlainPredictor or DistillationPredictor. One of tsl's own "
-            "Predictor holds pickled objects, which run code when they are loaded: if you trust "
-            "the file, save torch.load(filename, weights_only=False)['state_dict'] to another and "
-            "load that."
+            f"`filename` is {path.name}, which cannot be read as weights and plain values. A "
+            "checkpoint of tsl's own Predictor runs code when it is loaded: if you trust the file, "
+            "save torch.load(filename, weights_only=False)['state_dict'] to another and load that."
         ) from error
     if not isinstance(stored, Mapping):
         raise ValueError(
@@ -153,7 +142,8 @@ def load_weights(
     except RuntimeError as error:
         model.load_state_dict(before)  # torch has loaded the weights that do fit
         raise ValueError(
-            f"`filename` is {path.name}, whose weights are not those of this {name} ({error}): "
+            f"`filename` is {path.name}, whose weights are not those of this {name} "
+            f"({shorten(str(error), 300)}): "
             "build the model as it was when it was saved, or train one for this data."
         ) from error
     return stored

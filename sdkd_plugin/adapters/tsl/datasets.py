@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,34 +18,18 @@ from tsl.datasets.prototypes import DatetimeDataset
 
 from sdkd_plugin._checks import check_choice, check_shape
 from sdkd_plugin.adapters.tsl._hdf5 import refuse_pickles
-from sdkd_plugin.data import (
-    TrafficData,
-    find_traffic,
-    read_csv_pair,
-    read_los_loop,
-    simulate_traffic,
-)
-from sdkd_plugin.data.traffic import Missing
+from sdkd_plugin.data import TrafficData, find_traffic, read_csv_pair, simulate_traffic
+from sdkd_plugin.data.traffic import Missing, read_los_loop
 
-_TSL = {
-    "la": partial(MetrLA, impute_zeros=True),
-    "bay": PemsBay,
-    "pems3": PeMS03,
-    "pems4": PeMS04,
-    "pems7": PeMS07,
-    "pems8": PeMS08,
-}
+_TSL = {"la": MetrLA, "bay": PemsBay, "pems3": PeMS03, "pems4": PeMS04, "pems7": PeMS07}
+_TSL |= {"pems8": PeMS08}
 DATASETS = (*_TSL, "csv", "simulator")
 
 
 class TrafficDataset(DatetimeDataset):
     """Traffic as a data set of tsl's: ``get_connectivity``, ``get_splitter``, covariates of time.
 
-    Gaps are filled in the readings (see `TrafficData.filled`) and masked out of the targets. The
-    one similarity, ``adjacency``, has the weights of the edges.
-
-    Args:
-        data: the traffic.
+    Gaps are filled in the readings (see `TrafficData.filled`) and masked out of the targets.
 
     Example:
         >>> dataset = TrafficDataset(simulate_traffic(n_sensors=12, days=1, progress=False))
@@ -88,7 +71,7 @@ def spatiotemporal_dataset(
         data: the traffic.
         window: steps to read.
         horizon: steps to forecast.
-        labelled: where False, an observed reading still is an input but no target.
+        labelled: where it is False, an observed reading is an input but no target.
 
     Raises:
         ValueError: if ``labelled`` has another shape than the readings.
@@ -115,8 +98,8 @@ def get_dataset(name: str, options: Mapping[str, Any] | None = None) -> Datetime
     Args:
         name: ``la``, ``bay``, ``pems3``, ``pems4``, ``pems7`` or ``pems8``, which tsl downloads;
             ``csv``, a pair of files or the Los-loop week; ``simulator``.
-        options: of the data set: for tsl's own, ``root``, the folder to keep it in; for ``csv``
-            those of `load_traffic` with ``root`` for its source; for ``simulator`` those of
+        options: for tsl's own ``root``, the folder to keep it in; for ``csv`` those of
+            `load_traffic`, ``root`` being its source; for ``simulator`` those of
             `simulate_traffic`. What is None is left out.
 
     Raises:
@@ -129,19 +112,18 @@ def get_dataset(name: str, options: Mapping[str, Any] | None = None) -> Datetime
     """
     check_choice("dataset.name", name, DATASETS)
     given = {option: value for option, value in (options or {}).items() if value is not None}
-    allowed = {
-        "csv": ("root", "start", "missing", "freq"),
-        "simulator": tuple(inspect.signature(simulate_traffic).parameters),
-    }.get(name, ("root",))
+    csv, simulated = ("root", "start", "missing", "freq"), inspect.signature(simulate_traffic)
+    allowed = {"csv": csv, "simulator": simulated.parameters}.get(name, ("root",))
     for option in given:
         check_choice(f"an option of the dataset {name}", option, allowed)
     if name == "simulator":
         return TrafficDataset(simulate_traffic(**given))
-    if name == "csv":
-        if "root" not in given:
-            raise ValueError("`dataset.root` is missing, expected the folder of the csv files.")
-        return TrafficDataset(load_traffic(given.pop("root"), **given))
-    return _of_tsl(name, given.get("root"))
+    root = given.pop("root", None)
+    if name != "csv":
+        return _of_tsl(name, root)
+    if root is None:
+        raise ValueError("`dataset.root` is missing, expected the folder of the csv files.")
+    return TrafficDataset(load_traffic(root, **given))
 
 
 def load_traffic(
@@ -162,10 +144,8 @@ def load_traffic(
         freq: the step between rows of a csv pair, as pandas writes it, such as ``5min``.
 
     Raises:
-        ValueError: if files are damaged, hold code or do not fit together, or ``start``,
-            ``missing`` or ``freq`` of a csv pair is not given.
-        FileNotFoundError: if there is no such folder, nothing known in it, or METR-LA could not be
-            downloaded.
+        ValueError: if files are damaged, hold code or do not fit together, or an argument lacks.
+        FileNotFoundError: if there is no such folder, nothing known in it, or no download.
     """
     if str(source) == "metr_la" and not Path(source).exists():
         return _metr_la(None)
@@ -178,8 +158,8 @@ def load_traffic(
     if lacking := [name for name, value in given.items() if value is None]:
         raise ValueError(
             f"{files.speed} does not say when its readings were taken, how far apart, or what "
-            f"marks a missing one: give {lacking}, such as start=2012-03-01, freq=5min and "
-            "missing=zeros, nan or none (in a configuration dataset.options.start and so on)."
+            f"marks a missing one: give {lacking} (in a configuration as dataset.options), such as "
+            "start=2012-03-01, freq=5min and missing=zeros, nan or none."
         )
     adjacency = cast(Path, files.adjacency)
     return read_csv_pair(files.speed, adjacency, locations=files.locations, **cast(Any, given))
@@ -205,13 +185,12 @@ def _metr_la(root: Path | None) -> TrafficData:
 
 
 def _of_tsl(name: str, root: str | Path | None) -> DatetimeDataset:
-    kind = getattr(_TSL[name], "func", _TSL[name])
+    kind = _TSL[name]
+    folder = Path(root or Path(tsl.config.data_dir, kind.__name__)).expanduser()
     try:
-        for file in (
-            Path(root or Path(tsl.config.data_dir, kind.__name__)).expanduser().glob("*.h5")
-        ):
+        for file in folder.glob("*.h5"):
             refuse_pickles(file)
-        return _TSL[name](root=None if root is None else str(root))
+        return kind(root=str(folder))
     except Exception as error:
         # Whatever the network, or the readers of HDF5, csv, npz and zip files, raise.
         reason = f"{type(error).__name__} {error}".strip()

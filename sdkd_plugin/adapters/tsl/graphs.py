@@ -82,11 +82,8 @@ class DisjointGraphs(AbstractParts):
     be distilled over it.
 
     Args:
-        keep: of how many graphs the eigenvectors are kept; those seen last.
+        keep: how many graphs' eigenvectors are kept; those of the graphs seen last.
         **options: of `GraphTransform.from_edges`: ``normalization``, ``symmetrization``.
-
-    Raises:
-        ValueError: if ``keep`` is not a positive integer.
 
     Example:
         >>> graphs = DisjointGraphs()
@@ -117,7 +114,7 @@ class DisjointGraphs(AbstractParts):
 
         Args:
             edge_index: of all graphs, no edge between two of them.
-            edge_weight: likewise; ``None`` weighs every edge 1.
+            edge_weight: of all edges; ``None`` weighs every edge 1.
             ptr: the first node of each graph and then the number of nodes, as in ``batch.ptr``.
 
         Raises:
@@ -147,21 +144,13 @@ class DisjointGraphs(AbstractParts):
             self._known.popitem(last=False)
 
     def parts(self) -> list[tuple[GraphTransform, Tensor]]:
-        """See `AbstractParts`.
-
-        Raises:
-            ValueError: if no graphs are set.
-        """
+        """The graphs that were set; a ValueError if there are none."""
         if not self._parts:
             raise ValueError("no graphs are set: call `set_graphs` before a field is measured.")
         return self._parts
 
     def resized(self, domain_shape: tuple[int, ...]) -> "DisjointGraphs":
-        """Refused, because the graphs change with every batch.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refused by a ValueError, because the graphs change with every batch."""
         raise ValueError(
             f"latents on {domain_shape} nodes cannot be distilled over DisjointGraphs: distil "
             "forecasts alone, or batches of one static graph with a GraphTransform."
@@ -215,11 +204,7 @@ class SharedSensors(AbstractParts):
         return [(self.transform, self.places[None])]
 
     def resized(self, domain_shape: tuple[int, ...]) -> "SharedSensors":
-        """The same transform: a graph has one size.
-
-        Raises:
-            ValueError: if the size is another.
-        """
+        """The same transform; a ValueError if the size is another."""
         check_shape("domain_shape", domain_shape, self.domain_shape, "the student's nodes")
         return self
 

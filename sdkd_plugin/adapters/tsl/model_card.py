@@ -1,7 +1,7 @@
-"""A trained forecaster in a folder: its weights, and a card that says how to build it and for what.
+"""A trained forecaster in a folder: its weights, and a card of how it is built and for which data.
 
-Here live writing, finding and checking. A forecaster reads and writes scaled values of certain
-sensors. On other data its numbers would be wrong without an error, so these are refused.
+A forecaster reads and writes scaled values of certain sensors: on other data its numbers would be
+wrong without an error. So these are refused.
 """
 
 import hashlib
@@ -54,12 +54,7 @@ class DataCard:
 
     @classmethod
     def of(cls, dataset: SpatioTemporalDataset, node_ids: Iterable[object]) -> "DataCard":
-        """The card of a data set of windows.
-
-        Args:
-            dataset: after the data module's ``setup``, which fits its scaler.
-            node_ids: of its nodes, in order.
-        """
+        """The card of a data set of windows, its scaler fitted by the data module's ``setup``."""
         scaler = dataset.scalers.get("target")
         parameters = {} if scaler is None else scaler.params()
         bias, scale = (
@@ -79,11 +74,7 @@ class DataCard:
         )
 
     def check_fits(self, data: "DataCard", folder: str | os.PathLike[str]) -> None:
-        """Refuse data that a forecaster of this card was not trained for.
-
-        Args:
-            data: the card of the data at hand.
-            folder: of the forecaster, for the message.
+        """Refuse other data than those of this card, which is of the forecaster in a folder.
 
         Raises:
             ValueError: naming the first difference, both values, and what to do.
@@ -140,16 +131,8 @@ class ModelCard:
 def save_forecaster(folder: str | os.PathLike[str], network: nn.Module, card: ModelCard) -> Path:
     """Write a trained model's weights as safetensors and its card as YAML.
 
-    The card is written last and holds the weights' checksum: an interrupted write leaves no
-    forecaster rather than half of one.
-
-    Args:
-        folder: made if need be.
-        network: the model.
-        card: its card.
-
-    Returns:
-        The folder.
+    The folder is made if need be, and returned. The card is written last and holds the weights'
+    checksum: an interrupted write leaves no forecaster rather than half of one.
     """
     folder = Path(folder)
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
@@ -178,39 +161,33 @@ def load_forecaster(
 
     Raises:
         FileNotFoundError: if there is no forecaster.
-        ValueError: if a file is damaged or does not belong to the other, if the model is unknown,
-            or if it does not fit the data.
+        ValueError: if a file is damaged, the model is unknown, or it does not fit the data.
     """
     folder = Path(folder)
     if not has_forecaster(folder):
         raise FileNotFoundError(
-            f"{folder} holds no forecaster: there is no {CARD}; expected a folder that "
-            "`save_forecaster` wrote."
+            f"{folder} holds no forecaster ({CARD}), expected what `save_forecaster` wrote."
         )
     try:
         values = yaml.safe_load((folder / CARD).read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        checksum = values.pop("weights")
-        fitting: Any = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("data").items()
-        }
-        card = ModelCard(**values, data=DataCard(**fitting))
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if values.pop("weights") != _checksum(folder / WEIGHTS):
+            raise ValueError(f"{WEIGHTS} does not belong to {CARD}")
+        fitted: dict[str, Any] = values.pop("data")
+        fitted |= {k: tuple(v) for k, v in fitted.items() if isinstance(v, list)}
+        card = ModelCard(**values, data=DataCard(**fitted))
+        network = card.make()
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (
+        *(OSError, yaml.YAMLError, SafetensorError, RuntimeError),
+        *(AttributeError, KeyError, TypeError, ValueError),
+    ) as error:
         raise ValueError(
-            f"{folder / CARD} is damaged or of another version ({error}): train again."
+            f"the forecaster in {folder} is damaged or of another version ({error}): train again."
         ) from error
     if data is not None:
         card.data.check_fits(data, folder)
-    network = card.make()
-    try:
-        if _checksum(folder / WEIGHTS) != checksum:
-            raise ValueError("its checksum is not the one in the card")
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder / WEIGHTS} does not belong to {CARD} beside it ({error}): train again."
-        ) from error
     return network.eval(), card
 
 

@@ -10,14 +10,9 @@ from tsl.nn.models import BaseModel
 
 from sdkd_plugin.models import GraphAlterNet, GraphMixer
 
-Network = GraphAlterNet | GraphMixer
-
 
 def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> type[BaseModel]:
-    """Make a tsl model of a graph network.
-
-    The model takes the network's arguments by keyword and raises its errors. Its taps are the
-    network's.
+    """Make a tsl model of a graph network, which takes the network's arguments by keyword.
 
     Args:
         name: of the class.
@@ -51,54 +46,35 @@ def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> typ
             edge_weight: Float[Tensor, " edges"] | None = None,
             u: Float[Tensor, "..."] | None = None,
         ) -> Float[Tensor, "batch horizon nodes outputs"]:
-            """Forecast; each graph of a disjoint batch by itself (see `forecast_each_graph`)."""
-            return forecast_each_graph(self.network, x, edge_index, edge_weight, u)
+            """Forecast as the network does; each graph of a disjoint batch by itself.
+
+            A tsl ``DisjointBatch`` is one sample with the nodes of its graphs one after the other.
+            Each graph must have the network's sensors in their order; the edges may differ.
+            """
+            n = self.network.n_nodes
+            graphs, rest = divmod(x.shape[2], n)
+            owner = None if edge_index is None else edge_index // n
+            disjoint = x.shape[0] == 1 and graphs > 1 and not rest
+            if not disjoint or (owner is not None and not torch.equal(owner[0], owner[1])):
+                return self.network(x, edge_index, edge_weight, u)
+            forecasts = []
+            for i in range(graphs):
+                nodes, edges, weights = slice(i * n, (i + 1) * n), edge_index, edge_weight
+                if edge_index is not None and owner is not None:
+                    edges = edge_index[:, owner[0] == i] - i * n
+                    weights = None if edge_weight is None else edge_weight[owner[0] == i]
+                each_u = u[:, :, nodes] if u is not None and u.ndim == 4 else u
+                forecasts.append(self.network(x[:, :, nodes], edges, weights, each_u))
+            return torch.cat(forecasts, dim=2)
 
     # tsl reads which arguments a model takes from its constructor, and overlooks keyword-only ones.
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [
-        each.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for each in inspect.signature(network).parameters.values()
-    ]
-    Model.__init__.__signature__ = inspect.Signature([own, *taken])  # type: ignore[attr-defined]
-    # Under its public name a model can be pickled.
-    Model.__name__ = Model.__qualname__ = name
+    usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    taken = [each.replace(kind=usual) for each in inspect.signature(network).parameters.values()]
+    signature = inspect.Signature([inspect.Parameter("self", usual), *taken])
+    Model.__init__.__signature__ = signature  # type: ignore[attr-defined]
+    Model.__name__ = Model.__qualname__ = name  # under its public name a model can be pickled
     Model.__doc__ = f"`{network.__name__}` as a tsl model: see there for the arguments."
     return Model
-
-
-def forecast_each_graph(
-    network: Network,
-    x: Float[Tensor, "batch time nodes features"],
-    edge_index: Int[Tensor, "2 edges"] | None = None,
-    edge_weight: Float[Tensor, " edges"] | None = None,
-    u: Float[Tensor, "..."] | None = None,
-) -> Float[Tensor, "batch horizon nodes outputs"]:
-    """Forecast each graph of a disjoint batch by itself, and any other batch as it is.
-
-    A tsl ``DisjointBatch`` is one sample with the nodes of its graphs one after the other. Each
-    graph must have the network's sensors in their order; the edges may differ.
-
-    Raises:
-        ValueError: as the network.
-    """
-    n = network.n_nodes
-    graphs, rest = divmod(x.shape[2], n)
-    owner = None if edge_index is None else edge_index // n
-    disjoint = x.shape[0] == 1 and graphs > 1 and not rest
-    if not disjoint or (owner is not None and not torch.equal(owner[0], owner[1])):
-        return network(x, edge_index, edge_weight, u)
-    forecasts = []
-    for i in range(graphs):
-        nodes = slice(i * n, (i + 1) * n)
-        edges, weights = edge_index, edge_weight
-        if edge_index is not None and owner is not None:
-            own = owner[0] == i
-            edges = edge_index[:, own] - i * n
-            weights = None if edge_weight is None else edge_weight[own]
-        each_u = u[:, :, nodes] if u is not None and u.ndim == 4 else u
-        forecasts.append(network(x[:, :, nodes], edges, weights, each_u))
-    return torch.cat(forecasts, dim=2)
 
 
 SDKDTeacher = tsl_model("SDKDTeacher", GraphAlterNet)

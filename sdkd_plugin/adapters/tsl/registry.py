@@ -15,8 +15,6 @@ from tsl.nn import models
 from sdkd_plugin._checks import check_choice
 from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
 
 def get_model_class(name: str) -> type[nn.Module]:
     """The model of a name.
@@ -58,44 +56,25 @@ def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) 
     """
     network = get_model_class(name)
     check_hparams(f"model.hparams of {name}", network, options)
-    taken = inspect.signature(network).parameters
-    arguments = {size: value for size, value in sizes.items() if size in taken} | dict(options)
-    lacking = [
-        each.name
-        for each in taken.values()
-        if each.default is each.empty and each.name not in arguments and each.kind not in _VARIADIC
-    ]
-    if lacking:
+    signature = inspect.signature(network)
+    arguments = {size: value for size, value in sizes.items() if size in signature.parameters}
+    arguments |= options
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
         raise ValueError(
-            f"`model.hparams` of {name} lacks {lacking}, expected a value for each argument that "
-            "has no default; add them to the configuration."
-        )
+            f"`model.hparams` of {name}: {error}; add it to the configuration."
+        ) from error
     return network(**arguments)
 
 
 def get_optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The optimizer of ``torch.optim`` of a name.
-
-    Raises:
-        ValueError: if there is none of that name; the message lists them.
-
-    Example:
-        >>> get_optimizer_class("AdamW").__name__
-        'AdamW'
-    """
+    """The optimizer of ``torch.optim`` of a name; a ValueError lists them if there is none."""
     return _subclass("optimizer.name", name, torch.optim, torch.optim.Optimizer)
 
 
 def get_scheduler_class(name: str) -> type[lr_scheduler.LRScheduler]:
-    """The learning-rate scheduler of ``torch.optim.lr_scheduler`` of a name.
-
-    Raises:
-        ValueError: if there is none of that name; the message lists them.
-
-    Example:
-        >>> get_scheduler_class("MultiStepLR").__name__
-        'MultiStepLR'
-    """
+    """The scheduler of ``torch.optim.lr_scheduler`` of a name; a ValueError lists them."""
     return _subclass("lr_scheduler.name", name, lr_scheduler, lr_scheduler.LRScheduler)
 
 
@@ -111,12 +90,7 @@ def _subclass(argument: str, name: str, module: Any, base: type) -> Any:
 
 
 def check_hparams(argument: str, kind: type, options: Mapping[str, Any]) -> None:
-    """Refuse options that a class does not take.
-
-    Args:
-        argument: what the configuration calls the options.
-        kind: the class whose constructor takes them.
-        options: by name.
+    """Refuse options that a class does not take; ``argument`` is their name in the configuration.
 
     Raises:
         ValueError: at the first unknown option, with a list of the known ones.
@@ -131,12 +105,8 @@ def check_hparams(argument: str, kind: type, options: Mapping[str, Any]) -> None
 def refuse_targets(config: Any, path: str = "config") -> None:
     """Refuse a configuration that names code to run, as Hydra's ``instantiate`` would.
 
-    Args:
-        config: mappings and sequences, an OmegaConf configuration too.
-        path: where it lies, for the message.
-
     Raises:
-        ValueError: at the first ``_target_``, naming it and where it is.
+        ValueError: at the first ``_target_``, with its value and its place below ``path``.
 
     Example:
         >>> refuse_targets({"model": {"name": "gwnet"}})

@@ -1,7 +1,4 @@
-"""What makes a resumed run equal the uninterrupted one: order and randomness by epoch.
-
-Here live the data module and the callback for it. What a checkpoint holds is in `checkpoint`.
-"""
+"""What makes a resumed run equal the uninterrupted one: order and randomness by epoch."""
 
 from typing import Any
 
@@ -18,11 +15,7 @@ class SeededDataModule(SpatioTemporalDataModule):
     """tsl's data module, with an order of training windows that follows from seed and epoch alone.
 
     tsl shuffles by torch's global generator, so that a resumed run reads other batches. Several
-    processes read a share each, as with Lightning's own sampler.
-
-    Args:
-        seed: of the order.
-        **module: as tsl's ``SpatioTemporalDataModule``.
+    processes read a share each, as with Lightning's own sampler. The other arguments are tsl's.
 
     Raises:
         ValueError: if the seed is not an integer of at least 0.
@@ -38,12 +31,9 @@ class SeededDataModule(SpatioTemporalDataModule):
         if not shuffle:
             return super().train_dataloader(shuffle=False, batch_size=batch_size)
         trainer = self.trainer
-        sampler: DistributedSampler = DistributedSampler(
-            self.trainset,
-            num_replicas=1 if trainer is None else trainer.world_size,
-            rank=0 if trainer is None else trainer.global_rank,
-            seed=self.seed,
-        )
+        world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        sampler: DistributedSampler
+        sampler = DistributedSampler(self.trainset, world, rank, seed=self.seed)
         if trainer is not None:
             # Lightning sets the epoch too, but workers of a resumed run fetch before that.
             sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
@@ -62,9 +52,6 @@ class SeededEpochs(pl.Callback):
 
     With a `SeededDataModule` a run that is resumed from a checkpoint of an epoch's end takes the
     same steps as the uninterrupted one, bit for bit on a CPU. Each process has its own stream.
-
-    Args:
-        seed: of the run.
 
     Raises:
         ValueError: if the seed is not an integer of at least 0.

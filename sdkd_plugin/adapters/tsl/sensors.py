@@ -18,12 +18,7 @@ Unknown = Literal["refuse", "ignore"]
 
 
 class SensorMatch(NamedTuple):
-    """Which sensors of a teacher and a student are the same.
-
-    Attributes:
-        teacher: places of the shared sensors in the teacher's order.
-        student: places of the same sensors in the student's order, ascending.
-    """
+    """Places of the shared sensors: in the teacher's order, and in the student's (ascending)."""
 
     teacher: Tensor
     student: Tensor
@@ -40,8 +35,7 @@ def match_sensors(
         unknown: whether student sensors that the teacher does not know are refused or left out.
 
     Raises:
-        ValueError: if an id is there twice, the teacher does not know a sensor and that was
-            refused, or no sensor is shared.
+        ValueError: if an id is there twice, a sensor is refused, or no sensor is shared.
 
     Example:
         >>> match_sensors(["a", "b", "c"], ["c", "a"]).teacher
@@ -67,16 +61,12 @@ def match_sensors(
 class OnSensors(nn.Module):
     """A teacher that forecasts on its own graph, read out at the student's sensors.
 
-    Where the student has all of the teacher's sensors, the teacher reads the student's window
-    ``x``. Where the student has dropped some, the batch must hold the window of all the teacher's
-    sensors as ``teacher_x`` (a tsl covariate of that name), in the teacher's order and in the
-    student's scaled units. Covariates ``u`` must be shared by all sensors.
-
-    Other sensors have another mean, so that the scalers may differ: readings are converted from the
-    student's units, ``(value - bias) / scale``, to the teacher's, and forecasts back.
-
-    At sensors that the teacher does not know the forecast is 0 and has no meaning; there
-    `DistillationPredictor` demands a `SharedSensors` transform.
+    The teacher reads the student's window ``x`` where that has all of its sensors. Otherwise the
+    batch must hold the window of all the teacher's sensors as ``teacher_x`` (a tsl covariate of
+    that name), in the teacher's order and in the student's scaled units. Readings are converted
+    from the student's units, ``(value - bias) / scale``, to the teacher's, and forecasts back.
+    Covariates ``u`` must be shared by all sensors. At sensors that the teacher does not know the
+    forecast is 0 and has no meaning: `DistillationPredictor` demands a `SharedSensors` transform.
 
     Args:
         teacher: a graph model in tsl's layout.
@@ -89,9 +79,8 @@ class OnSensors(nn.Module):
         edge_weight: its weights.
 
     Raises:
-        ValueError: if the numbers do not fit the match, or a scale is not positive; in forward, if
-            ``teacher_x`` is needed and missing, is of another number of sensors, or the covariates
-            are not shared.
+        ValueError: if a number does not fit the match, or a scale is not positive; in forward, if
+            ``teacher_x`` is missing or of other sensors, or the covariates are not shared.
 
     Example:
         >>> from sdkd_plugin.models import GraphMixer
@@ -152,13 +141,11 @@ class OnSensors(nn.Module):
             order = torch.empty_like(self.at_student)
             order[self.at_teacher] = self.at_student
             teacher_x = x[:, :, order]
-        check_shape(
-            "sensors of teacher_x", teacher_x.shape[2:3], (self.n_teacher,), "the teacher's own"
-        )
+        check_shape("sensors of teacher_x", teacher_x.shape[2:3], (self.n_teacher,))
         if u is not None and u.ndim > 3:
             raise ValueError(
                 f"`u` has shape {tuple(u.shape)}, expected (batch, time, features): covariates "
-                "that all sensors share, for the teacher has other sensors."
+                "that all sensors share."
             )
         inputs = {"edge_index": self.edge_index, "edge_weight": self.edge_weight, "u": u}
         inputs = {name: value for name, value in inputs.items() if value is not None}
