@@ -126,8 +126,9 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` is of {mask.dtype}, expected torch.bool, True where observed.")
-    if mask.ndim != labels.ndim or any(
-        m not in (1, n) for m, n in zip(mask.shape, labels.shape, strict=True)
+    if mask.shape != labels.shape and (
+        mask.ndim != labels.ndim
+        or any(m not in (1, n) for m, n in zip(mask.shape, labels.shape, strict=True))
     ):
         raise ValueError(
             f"`mask` has shape {tuple(mask.shape)}, expected {tuple(labels.shape)} as the labels, "

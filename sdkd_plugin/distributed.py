@@ -27,7 +27,7 @@ class DistributedSync:
 
     def join(self) -> None:
         """Copy the first process's state, once; nothing with a single process."""
-        if self._joined or not _several_ranks():
+        if self._joined or not several_processes():
             return
         self._joined = True
         for value in self._loss.state_dict().values():
@@ -38,7 +38,7 @@ class DistributedSync:
 
 def average_measurements(loss: nn.Module) -> None:
     """Average over the processes what a loss's weightings measured; nothing with a single one."""
-    if not _several_ranks():
+    if not several_processes():
         return
     for module in loss.modules():
         if isinstance(module, AbstractWeighting):
@@ -46,7 +46,8 @@ def average_measurements(loss: nn.Module) -> None:
                 _average(value)
 
 
-def _several_ranks() -> bool:
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

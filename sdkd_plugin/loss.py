@@ -89,7 +89,9 @@ class DistillationTerms:
         }.items():
             for i, value in enumerate(() if values is None else values):
                 scalars[f"{name}_{i}"] = value
-        return scalars | {f"kd_{name}": value for name, value in self.features.items()}
+        for name, value in self.features.items():
+            scalars[f"kd_{name}"] = value
+        return scalars
 
 
 class DistillationLoss(nn.Module):
@@ -163,6 +165,7 @@ class DistillationLoss(nn.Module):
         if teacher_bound is not None:
             check_positive("teacher_bound", teacher_bound, allow_zero=True)
         check_choice("resolutions", resolutions, get_args(Resolutions))
+        check_type("latents", latents, Sequence, "such as [LatentPair('latent', 'latent')]")
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
         self._teachers = frozen_copies(teacher)
         self.frequency = FrequencyAlignedLoss(
@@ -231,9 +234,8 @@ class DistillationLoss(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
-        of_teachers = [output.latents for output in outputs]
         self.latent_losses = LatentLosses(
-            self.latents, latents, of_teachers, self.transform, self.frequency.bands
+            self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
         ).to(x)
         return self
 
@@ -283,7 +285,9 @@ class DistillationLoss(nn.Module):
         """
         outputs = []
         for i, (names, any_name) in enumerate(self._inputs):
-            taken = inputs if any_name else {n: v for n, v in inputs.items() if n in names}
+            taken = inputs
+            if inputs and not any_name:
+                taken = {n: v for n, v in inputs.items() if n in names}
             outputs.append(call_model(self._teachers[i], x, taken, self._taps[i]))
         return tuple(outputs)
 
@@ -313,7 +317,8 @@ class DistillationLoss(nn.Module):
             ValueError: if shapes do not match, a value is NaN or Inf, a mask has no labels, or
                 neither ``x`` nor ``outputs`` is given.
         """
-        inputs = {n: v for n, v in inputs.items() if self._any_name or n in self._input_names}
+        if inputs and not self._any_name:
+            inputs = {n: v for n, v in inputs.items() if n in self._input_names}
         check_batch(x, y, mask, inputs, finite=self.check_finite)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs)
 
@@ -334,13 +339,13 @@ class DistillationLoss(nn.Module):
             if x is None:
                 raise ValueError("`x` and `outputs` are None, expected one of them.")
             outputs = self.teacher_outputs(x, **inputs)
-        if y is not None:
+        if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
         forecasts = checked_forecasts(
             outputs,
             self._names,
             forecast,
-            self.transform,
+            self.frequency.transform,
             resolutions=self.resolutions,
             finite=self.check_finite,
         )
@@ -356,14 +361,14 @@ class DistillationLoss(nn.Module):
                     "`latents` are distilled but their shapes are not known: call "
                     "`fit_latents(student, x, **inputs)` before the optimizer is made."
                 )
-            of_teachers = [output.latents for output in outputs]
-            features = self.latent_losses(latents or {}, of_teachers, weights)
+            losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
-                total = total + pair.weight * features[pair.name]
+                total = total + pair.weight * losses[pair.name]
+            features = {name: value.detach() for name, value in losses.items()}
         return DistillationTerms(
             total=self.kd_weight * total,
             frequency=terms.errors,
-            features={name: value.detach() for name, value in features.items()},
+            features=features,
             band_weights=terms.weights.detach(),
             teacher_weights=weights,
         )

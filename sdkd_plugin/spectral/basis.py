@@ -61,7 +61,7 @@ class AbstractBasisTransform(AbstractTransform):
 
     @abstractmethod
     def _unscaled(self, x: Tensor) -> Tensor:
-        """Coefficients in whatever scale is fastest: losses need no orthonormal ones."""
+        """Coefficients, of float32 or float64 fields, in the scale that is fastest."""
 
     @abstractmethod
     def _from_unscaled(self, coefficients: Tensor) -> Tensor:
@@ -81,6 +81,7 @@ class AbstractBasisTransform(AbstractTransform):
     ) -> Float[Tensor, "batch n_bands"]:
         """See `AbstractTransform`."""
         check_field(self, x, batched=True)
+        x = x.to(working_dtype(x))
         energy: Tensor = _SampleBandEnergy.apply(x, self, self.masks(bands, x))
         return energy
 
@@ -132,8 +133,8 @@ class AbstractBasisTransform(AbstractTransform):
         A complex coefficient gives two, its real and its imaginary part's, side by side: the
         modulus would take a square root, and adding the two here is slow.
         """
-        frequency_axes = {a % coefficients.ndim for a in self.domain_axes}
-        summed = [a for a in range(keep, coefficients.ndim) if a not in frequency_axes]
+        n = coefficients.ndim
+        summed = [axis for axis in range(keep, n) if axis - n not in self.domain_axes]
         reals = torch.view_as_real(coefficients) if coefficients.is_complex() else coefficients
         squares = reals.square()
         return (squares.sum(summed) if summed else squares).flatten(start_dim=keep)
@@ -167,7 +168,6 @@ class _SampleBandEnergy(torch.autograd.Function):
             energy = squares @ weights.repeat_interleave(parts, dim=1).mT
         ctx.save_for_backward(coefficients, masks)
         ctx.transform = transform
-        ctx.dtype = x.dtype
         return energy
 
     @staticmethod
@@ -178,4 +178,4 @@ class _SampleBandEnergy(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             response = (2 * grad @ masks.flatten(1)).unflatten(1, masks.shape[1:])
             response = transform._over_axes(coefficients.ndim, response)
-            return transform._from_unscaled(coefficients * response).to(ctx.dtype), None, None
+            return transform._from_unscaled(coefficients * response), None, None

@@ -1,5 +1,6 @@
 """Signals on graphs: the graph Fourier transform in the Laplacian's eigenbasis."""
 
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -38,6 +39,10 @@ class GraphTransform(AbstractBasisTransform):
     """
 
     eigenvectors: Tensor
+
+    domain_axes = (-2,)
+    channel_axis = -1
+    _unscaled_energy = 1.0
 
     def __init__(
         self,
@@ -109,20 +114,10 @@ class GraphTransform(AbstractBasisTransform):
         noise = num_nodes * torch.finfo(values.dtype).eps * values.max()
         return cls(vectors.to(dtype), torch.where(values > noise, values, 0))
 
-    @property
+    @cached_property
     def domain_shape(self) -> tuple[int, ...]:
         """The number of nodes."""
         return (self.eigenvectors.shape[0],)
-
-    @property
-    def domain_axes(self) -> tuple[int, ...]:
-        """The axis before the features."""
-        return (-2,)
-
-    @property
-    def channel_axis(self) -> int:
-        """The last axis."""
-        return -1
 
     def resized(self, domain_shape: tuple[int, ...]) -> "GraphTransform":
         """The same transform: a graph has one size.
@@ -146,15 +141,10 @@ class GraphTransform(AbstractBasisTransform):
         """Signals ``(..., nodes, features)`` from their coefficients."""
         return self._multiply(self.eigenvectors, coefficients)
 
-    @property
-    def _unscaled_energy(self) -> float:
-        return 1.0
-
     def _unscaled(self, x: Tensor) -> Tensor:
-        return self(x)
+        return self._multiply(self.eigenvectors.mT, x)
 
-    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
-        return self.inverse(coefficients)
+    _from_unscaled = inverse
 
     def _multiply(self, matrix: Tensor, x: Tensor) -> Tensor:
         dtype = working_dtype(x)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, get_args
 
 import scipy.fft
@@ -72,17 +73,17 @@ class GridTransform(AbstractBasisTransform):
                 basis = torch.from_numpy(scipy.fft.dct(eye, axis=0, norm="ortho"))
                 self.register_buffer(f"_cosines_{axis}", basis, persistent=False)
 
-    @property
+    @cached_property
     def domain_shape(self) -> tuple[int, ...]:
         """Sizes of the grid's axes."""
         return self.shape
 
-    @property
+    @cached_property
     def domain_axes(self) -> tuple[int, ...]:
         """The last axes of a field."""
         return tuple(range(-len(self.shape), 0))
 
-    @property
+    @cached_property
     def channel_axis(self) -> int:
         """The axis before the grid's."""
         return -len(self.shape) - 1
@@ -113,13 +114,13 @@ class GridTransform(AbstractBasisTransform):
             return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes, norm="ortho")
         return self._along_axes(coefficients, transpose=True)
 
-    @property
+    @cached_property
     def _unscaled_energy(self) -> float:
         return 1 / math.prod(self.shape) if self.boundary == "periodic" else 1.0
 
     def _unscaled(self, x: Tensor) -> Tensor:
         if self.boundary == "periodic":
-            return torch.fft.rfftn(x.to(working_dtype(x)), dim=self.domain_axes)
+            return torch.fft.rfftn(x, dim=self.domain_axes)
         return self(x)
 
     def _from_unscaled(self, coefficients: Tensor) -> Tensor:

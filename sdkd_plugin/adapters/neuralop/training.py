@@ -8,17 +8,18 @@ import dataclasses
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
+from neuralop import LpLoss
 from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 from torch.utils.data import StackDataset
 
 from sdkd_plugin._checks import check_shape, check_type
 from sdkd_plugin.adapters.neuralop.units import check_same_units
-from sdkd_plugin.distributed import DistributedSync, average_measurements
+from sdkd_plugin.distributed import DistributedSync, average_measurements, several_processes
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLossName, make_task_loss, masked_error
 from sdkd_plugin.taps import TapReader
@@ -57,19 +58,22 @@ class TrainerLoss:
     Args:
         loss: the distillation; with one teacher if the samples hold its outputs.
         student: the model that the trainer trains.
-        task_loss: ``mse``, ``mae`` or ``relative_l2``, a mean over the observed labels; or any loss
-            of the host, such as ``LpLoss(d=2)``, called as ``task_loss(out, **sample)`` for a sum
-            over the batch. With a mask, unlabelled samples are left out; forecast and label are set
-            to 0 where a label is missing, unless the loss has a parameter ``mask``.
+        task_loss: ``mse``, ``mae`` or ``relative_l2``, a mean over the observed labels; or a
+            function called as the host calls it, ``task_loss(out, y=y, ...)`` for a sum over the
+            batch, such as ``LpLoss(d=2)``. Unlabelled samples are left out of its batch, and the
+            sum is scaled to all samples. If only some labels of a sample are missing, a function
+            with a parameter ``mask`` receives it, and for `LpLoss` both fields are set to 0 there:
+            its norms are then those of the observed labels. Any other function is refused then.
         on_step: called with the terms of every training step, to log them.
         data_processor: the trainer's, to compare with ``teacher_processor``.
         teacher_processor: the one that the teacher was trained with. A teacher with other
             normalisers is refused: see `Renormalized`.
 
     Raises:
-        ValueError: if an argument has a wrong type, teacher and student share weights, or the two
-            processors normalise differently or only one is given; at a step, see
-            `DistillationLoss.forward`.
+        ValueError: if an argument has a wrong type, ``task_loss`` averages over the batch, teacher
+            and student share weights, or the two processors normalise differently or only one is
+            given; at a step, see `DistillationLoss.forward`, or if the task loss cannot take the
+            mask.
 
     Example:
         >>> import torch
@@ -85,7 +89,7 @@ class TrainerLoss:
     def __init__(
         self,
         loss: DistillationLoss,
-        student: nn.Module,
+        student: nn.Module | None = None,
         task_loss: TaskLossName | Callable[..., Tensor] = "mse",
         *,
         on_step: Callable[[DistillationTerms], None] | None = None,
@@ -94,6 +98,7 @@ class TrainerLoss:
     ) -> None:
         check_type("loss", loss, DistillationLoss, "DistillationLoss(teacher, transform)")
         check_type("student", student, nn.Module, "the model that the trainer trains")
+        student = cast(nn.Module, student)
         check_no_shared_weights(loss.teachers, student)
         if data_processor is not None and teacher_processor is not None:
             check_same_units(data_processor, teacher_processor)
@@ -110,7 +115,7 @@ class TrainerLoss:
         self._inputs = frozenset().union(*(named_inputs(each)[0] for each in loss.teachers))
         self._taps = TapReader(student, loss.student_taps)
         self._taps.attach()
-        hook = student.register_forward_pre_hook(_leave_out_labels, with_kwargs=True)
+        hook = student.register_forward_pre_hook(_input_filter(student), with_kwargs=True)
         # The student outlives this loss, its hooks must not.
         weakref.finalize(self, _remove_hooks, [hook, *self._taps.handles])
         self._sync = DistributedSync(loss)
@@ -128,25 +133,30 @@ class TrainerLoss:
         if y is None:
             raise ValueError("`y` is None, expected labels of the forecast's shape in the sample.")
         # The host's data processors move x and y to the device, and nothing else.
-        sample = {
-            name: value.to(out.device) if isinstance(value, Tensor) else value
-            for name, value in sample.items()
-        }
+        if sample:
+            sample = {
+                name: value.to(out.device) if isinstance(value, Tensor) else value
+                for name, value in sample.items()
+            }
         if mask is not None:
             mask = mask.to(out.device)
         if not torch.is_grad_enabled():
             return self.task_loss(out, x=x, y=y, mask=mask, **sample)
-        self._sync.join()
-        outputs = None
+        if several := several_processes():
+            self._sync.join()
+        outputs, inputs, latents = None, {}, None
         if teacher is not None:
-            known = {n.removeprefix(_LATENT): v for n, v in sample.items() if _LATENT in n}
+            known = {n[len(_LATENT) :]: v for n, v in sample.items() if n.startswith(_LATENT)}
             outputs = [TeacherOutput(teacher.to(out.device), known)]
-        inputs = {name: value for name, value in sample.items() if name in self._inputs}
-        latents = self._taps.read()
+        if sample:
+            inputs = {name: value for name, value in sample.items() if name in self._inputs}
+        if self.loss.latents:
+            latents = self._taps.read()
         terms = self.loss(out, x, y, mask, latents=latents, outputs=outputs, **inputs)
         task = self.task_loss(out, x=x, y=y, mask=mask, **sample) / len(out)
         terms = terms.with_task(task)
-        average_measurements(self.loss)
+        if several:
+            average_measurements(self.loss)
         # Without its graph, which the next step would still hold.
         self.last_terms = dataclasses.replace(terms, total=terms.total.detach())
         if self.on_step is not None:
@@ -173,34 +183,54 @@ class TrainerLoss:
 
 def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of forecast, labels, mask and the rest of a sample that sums over the batch."""
-    if isinstance(task_loss, str):
+    if not callable(task_loss):
         function = make_task_loss(task_loss)
         return lambda out, *, y, mask, **_: masked_error(out, y, mask, function) * len(out)
+    if getattr(task_loss, "reduction", "sum") == "mean":
+        raise ValueError(
+            f"`task_loss` is a {type(task_loss).__name__} with reduction='mean', expected 'sum': "
+            "the trainer's losses are sums over the batch."
+        )
     parameters = inspect.signature(task_loss).parameters
-    takes_mask = "mask" in parameters
     # The host's own losses take any keyword, and warn of each.
-    named_only = type(task_loss).__module__.startswith("neuralop.")
+    any_name = not type(task_loss).__module__.startswith("neuralop.") and any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
 
     def loss(out: Tensor, *, y: Tensor, mask: Tensor | None, **sample: Any) -> Tensor:
-        check_shape("y", y.shape, out.shape, "the student's forecast")
-        if named_only:
+        if y.shape != out.shape:
+            check_shape("y", y.shape, out.shape, "the student's forecast")
+        if not any_name:
             sample = {name: value for name, value in sample.items() if name in parameters}
         if mask is None:
             return task_loss(out, y=y, **sample)
         mask = mask.expand_as(y)
         labelled = mask.flatten(1).any(1)
-        if not bool(labelled.any()):
-            return out.new_zeros(())
+        n_labelled = int(labelled.sum())
         rows = {
             name: value[labelled]
             if isinstance(value, Tensor) and value.shape[:1] == y.shape[:1]
             else value
             for name, value in sample.items()
         }
+        share = len(out) / max(n_labelled, 1)
         out, y, mask = out[labelled], y[labelled], mask[labelled]
-        if takes_mask:
-            return task_loss(out, y=y, mask=mask, **rows)
-        return task_loss(torch.where(mask, out, 0), y=torch.where(mask, y, 0), **rows)
+        if n_labelled == 0:
+            return out.sum()
+        if "mask" in parameters:
+            return share * task_loss(out, y=y, mask=mask, **rows)
+        if not bool(mask.all()):
+            if type(task_loss) is not LpLoss:
+                # Zeroed fields have a jump at the mask's edge, which a derivative sees, and a mean
+                # would count them.
+                raise ValueError(
+                    f"`mask` leaves out some labels of a sample, but `task_loss` "
+                    f"({getattr(task_loss, '__name__', type(task_loss).__name__)}) has no "
+                    "parameter `mask`: give a function that has one, LpLoss, or 'mse', 'mae' or "
+                    "'relative_l2'."
+                )
+            out, y = torch.where(mask, out, 0), torch.where(mask, y, 0)
+        return share * task_loss(out, y=y, **rows)
 
     return loss
 
@@ -210,17 +240,21 @@ def _remove_hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
         handle.remove()
 
 
-def _leave_out_labels(
-    student: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The student's inputs: the sample without what is for the loss, unless forward names it."""
+def _input_filter(student: nn.Module) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A hook that keeps from the student what is for the loss, unless forward names it."""
     named = named_inputs(student)[0]
-    kept = {
-        name: value
-        for name, value in sample.items()
-        if name in named or not (name in _FOR_THE_LOSS or name.startswith(_LATENT))
-    }
-    return args, kept
+
+    def inputs(
+        _: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kept = {
+            name: value
+            for name, value in sample.items()
+            if name in named or not (name in _FOR_THE_LOSS or name.startswith(_LATENT))
+        }
+        return args, kept
+
+    return inputs
 
 
 def distillation_dataset(
