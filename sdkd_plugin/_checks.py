@@ -93,3 +93,16 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
             f"`mask` has shape {tuple(mask.shape)}, expected {tuple(labels.shape)} as the labels, "
             "or 1 along an axis where it is the same."
         )
+
+
+def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
+    """Refuse values that are NaN, Inf or below 0.
+
+    Raises:
+        ValueError: naming the argument, the lowest value and the remedy.
+    """
+    check_finite(argument, x)
+    if bool((x < 0).any()):
+        raise ValueError(
+            f"`{argument}` goes down to {float(x.min()):g}, expected none below 0; {remedy}."
+        )
