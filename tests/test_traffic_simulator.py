@@ -336,33 +336,3 @@ class TestBadInput:
     def test_options_out_of_range_are_refused(self, options, match):
         with pytest.raises(ValueError, match=match):
             simulate_traffic(**options)
-
-    @pytest.mark.parametrize(
-        ("change", "match"),
-        [
-            ({"free_speed": np.full(3, -65.0)}, "`free_speed` has -65, expected finite numbers"),
-            ({"jam_density": np.full(3, 90.0)}, "`jam_density` must lie above"),
-            ({"length": np.full(3, np.inf)}, "`length` has inf, expected finite"),
-            ({"links": np.array([[0, 1]])}, "junctions hold the downstream ends of cells"),
-        ],
-    )
-    def test_impossible_roads_are_refused(self, change, match):
-        with pytest.raises(ValueError, match=match):
-            RoadNetwork(**vars(straight(3)) | change)
-        with pytest.raises(ValueError, match=r"`split` has 1, expected shares above 0 and below 1"):
-            one_junction(split=1.0, turning_lane=False)
-
-    @pytest.mark.parametrize(
-        ("options", "match"),
-        [
-            ({"steps": 5}, "takes traffic 3.61 cells far, expected at most one; raise `steps`"),
-            ({"demand": np.zeros((4, 2))}, r"`demand` has shape \(4, 2\), expected"),
-            ({"demand": np.full((4, 1), -1.0)}, "`demand` has -1, expected vehicles an hour"),
-            ({"initial": np.full(3, 1000.0)}, "`initial` has 1000, expected 0 to jam density"),
-            ({"capacity": np.zeros((2, 3))}, r"`capacity` has shape \(2, 3\), expected \(4, 3\)"),
-            ({"capacity": np.full((4, 3), 9e3)}, "`capacity` has 9000, expected 0 to the network"),
-        ],
-    )
-    def test_runs_that_cannot_be_are_refused(self, options, match):
-        with pytest.raises(ValueError, match=match):
-            transmit(straight(3), **{"demand": np.zeros((4, 1))} | options)

@@ -23,8 +23,9 @@ from torch.fft import irfft, rfft
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin.data.etdrk4 import etdrk4
 from sdkd_plugin.data.plate_modes import gauss_points, heat_modes, stokes_modes
-from sdkd_plugin.data.time_stepping import Times, check_dtype, check_times, etdrk4, integrate
+from sdkd_plugin.data.time_stepping import Times, check_dtype, check_times, integrate
 
 
 def solve(
@@ -43,21 +44,17 @@ def solve(
     Along x, Fourier modes below a third of the grid's. Across, polynomials of degree up to two
     thirds of ``nz`` in the diffusion's own modes: Stokes modes, divergence-free and at rest on the
     plates, and heat modes, zero there. So boundary conditions and incompressibility hold to
-    rounding, no pressure is needed, and diffusion is exact in time. Quadratures are exact, so that
-    advection conserves energy and temperature variance. Time stepping is ETDRK4 with advection and
-    buoyancy explicit: fourth order where advection sets the step; where diffusion would (Ra 1e4,
-    Pr 10), between two and three, at errors below 1e-6.
+    rounding, and diffusion is exact in time. Quadratures are exact, so that advection conserves
+    energy and temperature variance. Time stepping is ETDRK4 with advection and buoyancy explicit:
+    fourth order where advection sets the step; where diffusion would (Ra 1e4, Pr 10), between two
+    and three, at errors below 1e-6.
 
-    Fields are temperature and the velocities along x and z, at :func:`gauss_points` of z. They are
-    recorded at record_interval, 2 record_interval, ..., duration. ``dt`` None takes the largest
-    step with a CFL number of 1 in a flow of the free-fall speed. ``progress`` may be a bar, which
-    advances by one a step.
+    Fields are temperature and the velocities along x and z, at :func:`gauss_points` of z, recorded
+    at record_interval, 2 record_interval, ..., duration. ``dt`` None takes a CFL number of 1 at the
+    free-fall speed. ``progress`` may be a bar, which advances by one a step.
     """
     if fields.ndim != 4 or fields.shape[1] != 3 or not len(fields):
-        raise ValueError(
-            f"`fields` has shape {tuple(fields.shape)}, expected (batch, 3, nx, nz) with "
-            "temperature and two velocities."
-        )
+        raise ValueError(f"`fields` has shape {tuple(fields.shape)}, expected (batch, 3, nx, nz).")
     check_dtype("fields.dtype", fields.dtype)
     check_finite("fields", fields)
     resolution = (fields.shape[2], fields.shape[3])
@@ -92,7 +89,7 @@ def convection_times(
 
 
 class _Flow:
-    """One grid, Ra and Pr. A state is (wave number, sample, amplitudes of Stokes and heat modes)."""
+    """One grid, Ra and Pr. States are (wave number, sample, amplitudes of Stokes and heat modes)."""
 
     def __init__(self, rayleigh: float, prandtl: float, aspect_ratio: float, like: Tensor) -> None:
         self.nx, nz = like.shape[2:]
@@ -101,11 +98,7 @@ class _Flow:
         stokes, heat = stokes_modes(k, nz), heat_modes(nz)
         self.n_modes = len(heat.rate)
         z, weights = gauss_points(nz)
-
-        def cast(x: Tensor) -> Tensor:
-            return x.to(like.device, like.dtype)
-
-        self.cast = cast
+        cast = self.cast = lambda x: x.to(like.device, like.dtype)
         viscosity, diffusivity = math.sqrt(prandtl / rayleigh), 1 / math.sqrt(rayleigh * prandtl)
         self.diffusion = -torch.cat(
             [viscosity * stokes.rate, diffusivity * (heat.rate + k[:, None] ** 2)], dim=-1

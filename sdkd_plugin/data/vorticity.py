@@ -18,7 +18,8 @@ from torch.fft import fftfreq, irfft2, rfft2, rfftfreq
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_choice, check_finite, check_positive, check_shape
-from sdkd_plugin.data.time_stepping import Map, Times, check_dtype, check_times, etdrk4, integrate
+from sdkd_plugin.data.etdrk4 import Map, etdrk4
+from sdkd_plugin.data.time_stepping import Times, check_dtype, check_times, integrate
 
 Scheme: TypeAlias = Literal["etdrk4", "cn-heun", "cn-euler"]
 Forcing: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Tensor | None
@@ -53,12 +54,11 @@ def solve(
     tendency costs four real FFTs: with u and v at the points,
     -u . grad w = (d^2/dy^2 - d^2/dx^2)(u v) - d^2/dxdy (v^2 - u^2).
 
-    Fields are recorded at record_interval, 2 record_interval, ..., duration. ``scheme`` is "etdrk4",
-    fourth order, diffusion exact; or, with diffusion by Crank-Nicolson, "cn-heun", second order, or
-    "cn-euler", the FNO recipe's own, first order. ``dt`` None takes the largest step with a CFL
-    number of 1, 1/4 or 1/39 (1e-4 on 256 points) in a flow of speed max(|u| + |v|) = 1; 64 flows of
-    each published FNO set peaked at 0.4 to 0.8. ``progress`` may be a bar, which advances by one a
-    step.
+    Fields are recorded at record_interval, 2 record_interval, ..., duration. ``scheme`` "etdrk4" is
+    of fourth order, diffusion exact; "cn-heun", of second, and "cn-euler", of first, the FNO
+    recipe's own, treat diffusion by Crank-Nicolson. ``dt`` None takes a CFL number of 1, 1/4 or
+    1/39 (1e-4 on 256 points) at speed max(|u| + |v|) = 1; 64 flows of each published FNO set peaked
+    at 0.4 to 0.8. ``progress`` may be a bar, which advances by one a step.
 
     Source: Basdevant (1983), J. Comput. Phys. 50, for the four transforms; Li et al. (2021),
     appendix A.3.
