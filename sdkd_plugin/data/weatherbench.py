@@ -28,12 +28,7 @@ from sdkd_plugin.data.reading import (
 )
 
 # The names that WeatherBench 1, WeatherBench 2 and the files of the ERA5 archive give their axes.
-_AXES = {
-    "valid_time": "time",
-    "pressure_level": "level",
-    "latitude": "lat",
-    "longitude": "lon",
-}
+_AXES = {"valid_time": "time", "pressure_level": "level", "latitude": "lat", "longitude": "lon"}
 _ZARR_MARKERS = (".zmetadata", ".zgroup", "zarr.json")
 _INSTALL = "pip install 'sdkd_plugin[weather]'"
 
