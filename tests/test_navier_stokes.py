@@ -434,6 +434,7 @@ class TestCache:
         navier_stokes(1, **SMALL, forcing=fno_forcing(*axes(32)), cache=tmp_path)
         assert len(os.listdir(tmp_path)) == 1
 
+
 def test_devices_agree(device):
     settings = {**SMALL, "dtype": torch.float64, "cache": False}
     torch.testing.assert_close(

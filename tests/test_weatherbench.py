@@ -340,6 +340,9 @@ def test_bad_latitudes(latitude: list[float]) -> None:
 
 
 def test_absent_files_are_named(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "no", "no does not exist"), (tmp_path, "holds no file")):
+    for path, message in (
+        (tmp_path / "no.zarr", "no.zarr does not exist"),
+        (tmp_path, "holds no file"),
+    ):
         with pytest.raises(FileNotFoundError, match=f"{message}.*expected a netCDF file"):
             read_weatherbench(path, {"t2m": None})

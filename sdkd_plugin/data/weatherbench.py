@@ -143,8 +143,8 @@ def read_weatherbench(
 def _sources(path: PathLike) -> list[str]:
     """The files and zarr stores at a path."""
     folder = Path(path)
-    markers = (folder / marker for marker in _ZARR_MARKERS)
-    if "://" in str(path) or folder.suffix == ".zarr" or any(each.exists() for each in markers):
+    is_store = folder.suffix == ".zarr" or any((folder / each).exists() for each in _ZARR_MARKERS)
+    if "://" in str(path) or (folder.is_dir() and is_store):
         return [str(path)]
     return [str(file) for file in files_at(path, "**/*.nc", "a netCDF file, a zarr store")]
 
