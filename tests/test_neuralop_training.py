@@ -220,7 +220,7 @@ def test_nothing_given_is_changed():
     [
         ((unet(),), "`loss` is a SDKDUNet, expected a DistillationLoss"),
         ((distillation(unet()),), "`student` is a NoneType, expected a Module"),
-        ((distillation(unet()), "student.pt"), "`student` is a str, expected a Module"),
+        ((distillation(unet()), torch.jit.script(nn.ReLU())), "takes no hooks, expected a plain"),
         ((distillation(unet()), unet(), LpLoss(reduction="mean")), "with reduction='mean'"),
     ],
 )
