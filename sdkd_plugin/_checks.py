@@ -3,12 +3,27 @@
 Here live the few checks that more than one room needs. Nothing here imports anything of ours.
 """
 
+import math
+import operator
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from numbers import Real
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value for an error message: short, and a tensor or array by its type and shape."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    return _REPR.repr(value)
 
 
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
@@ -18,11 +33,11 @@ def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
         ValueError: naming the argument, what it was, what is allowed and the nearest allowed name.
     """
     options = list(allowed)
-    if got in options:
+    if isinstance(got, str) and got in options:
         return
-    near = get_close_matches(str(got), options, n=1)
+    near = get_close_matches(str(got), options, n=1) if isinstance(got, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"`{argument}` is {got!r}, expected one of {options}.{hint}")
+    raise ValueError(f"`{argument}` is {shown(got)}, expected one of {options}.{hint}")
 
 
 def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
@@ -33,30 +48,42 @@ def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
     """
     if not isinstance(got, kind):
         raise ValueError(
-            f"`{argument}` is a {type(got).__name__}, expected a {kind.__name__}, {remedy}."
+            f"`{argument}` is of type {type(got).__name__}, expected {kind.__name__}, {remedy}."
         )
 
 
 def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
-    """Refuse anything but an integer of at least ``minimum``.
+    """Refuse anything but an integer, of Python or of an array library, of at least ``minimum``.
 
     Raises:
         ValueError: naming the argument, what it was and the least value.
     """
-    if isinstance(got, bool) or not isinstance(got, int) or got < minimum:
-        raise ValueError(f"`{argument}` is {got!r}, expected an integer of at least {minimum}.")
+    try:
+        number = None if isinstance(got, bool) else operator.index(cast(SupportsIndex, got))
+    except TypeError:
+        number = None
+    if number is None or number < minimum:
+        raise ValueError(
+            f"`{argument}` is {shown(got)}, expected an integer of at least {minimum}."
+        )
 
 
-def check_positive(argument: str, got: float, *, allow_zero: bool = False) -> None:
+def check_sizes(minimum: int = 1, /, **sizes: object) -> None:
+    """`check_positive_int` for several arguments, given by name."""
+    for argument, got in sizes.items():
+        check_positive_int(argument, got, minimum)
+
+
+def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> None:
     """Refuse a number that is not finite and positive (or zero, where that is allowed).
 
     Raises:
         ValueError: naming the argument, what it was and what was expected.
     """
-    number = isinstance(got, int | float) and not isinstance(got, bool)
-    if not number or not (got > 0 or (allow_zero and got == 0)) or got == float("inf"):
+    number = float(got) if isinstance(got, Real) and not isinstance(got, bool) else math.nan
+    if not (number > 0 or (allow_zero and number == 0)) or math.isinf(number):
         bound = "at least 0" if allow_zero else "above 0"
-        raise ValueError(f"`{argument}` is {got!r}, expected a finite number {bound}.")
+        raise ValueError(f"`{argument}` is {shown(got)}, expected a finite number {bound}.")
 
 
 def check_finite(argument: str, x: Tensor) -> None:
@@ -137,3 +164,16 @@ def check_batch(
             check_finite(name, value)
     if y is not None:
         check_finite("y", y if mask is None else y[mask.expand_as(y)])
+
+
+def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
+    """Refuse values that are NaN, Inf or below 0.
+
+    Raises:
+        ValueError: naming the argument, the lowest value and the remedy.
+    """
+    check_finite(argument, x)
+    if bool((x < 0).any()):
+        raise ValueError(
+            f"`{argument}` goes down to {float(x.min()):g}, expected none below 0; {remedy}."
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_batch
+from sdkd_plugin._checks import check_batch, check_type
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, augment, make_augmentation
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
@@ -78,6 +78,7 @@ class SDKDDistiller(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_type("student", student, nn.Module, "the model to be trained")
         self.student = student
         self.loss = DistillationLoss(teacher, transform, bands, **options)
         check_no_shared_weights(self.loss.teachers, student)
@@ -90,7 +91,7 @@ class SDKDDistiller(nn.Module):
                 "one of them out."
             )
         if self.loss.latents:
-            if example is None or "x" not in example:
+            if not isinstance(example, Mapping) or "x" not in example:
                 raise ValueError(
                     "`example` is needed with `latents`: give inputs {'x': ..., **inputs} to learn "
                     "the shapes of the latents from."

@@ -108,7 +108,7 @@ class DistillationLoss(nn.Module):
 
     Args:
         teacher: a module, a function, or several; called as ``teacher(x, **inputs)`` with the
-            inputs that its signature accepts.
+            inputs that its signature accepts. A function runs as it is: freeze models inside it.
         transform: the domain of the forecasts.
         bands: the partition of its frequencies; below and from a quarter of the highest by default.
         weighting: of the bands: ``fixed``, ``relative``, ``adaptive``, ``confidence``, numbers from
@@ -165,6 +165,7 @@ class DistillationLoss(nn.Module):
         if teacher_bound is not None:
             check_positive("teacher_bound", teacher_bound, allow_zero=True)
         check_choice("resolutions", resolutions, get_args(Resolutions))
+        check_type("latents", latents, Sequence, "such as [LatentPair('latent', 'latent')]")
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
         self._teachers = frozen_copies(teacher)
         self.frequency = FrequencyAlignedLoss(
@@ -187,7 +188,7 @@ class DistillationLoss(nn.Module):
         self._taps = [self._taps_of(i) for i in range(len(self._teachers))]
         for each, taps in zip(self._teachers, self._taps, strict=True):
             check_taps(each, taps)
-        self._warned_of_empty_bands = False
+        self._seen_a_batch = False
 
     def _taps_of(self, index: int) -> tuple[str, ...]:
         names = []
@@ -233,10 +234,9 @@ class DistillationLoss(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
-        of_teachers = [output.latents for output in outputs]
         self.latent_losses = LatentLosses(
-            self.latents, latents, of_teachers, self.transform, self.frequency.bands
-        ).to(x)
+            self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
+        )
         return self
 
     @property
@@ -349,8 +349,8 @@ class DistillationLoss(nn.Module):
             resolutions=self.resolutions,
             finite=self.check_finite,
         )
-        if self.check_finite and not self._warned_of_empty_bands:
-            self._warned_of_empty_bands = True
+        if self.check_finite and not self._seen_a_batch:
+            self._seen_a_batch = True
             warn_of_empty_bands(forecasts, self._names, self.transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
         total = terms.total
@@ -361,8 +361,7 @@ class DistillationLoss(nn.Module):
                     "`latents` are distilled but their shapes are not known: call "
                     "`fit_latents(student, x, **inputs)` before the optimizer is made."
                 )
-            of_teachers = [output.latents for output in outputs]
-            losses = self.latent_losses(latents or {}, of_teachers, weights)
+            losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
                 total = total + pair.weight * losses[pair.name]
             features = {name: value.detach() for name, value in losses.items()}

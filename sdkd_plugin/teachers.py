@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin._checks import check_finite, check_shape
@@ -89,7 +90,7 @@ def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]
 
 
 def _frozen_copy(teacher: Teacher) -> nn.Module:
-    if not callable(teacher):
+    if not callable(teacher) or isinstance(teacher, type):
         raise ValueError(f"`teacher` has a {type(teacher).__name__}, expected a module.")
     if not isinstance(teacher, nn.Module):
         return FunctionTeacher(teacher)
@@ -103,10 +104,21 @@ def _frozen_copy(teacher: Teacher) -> nn.Module:
         ) from error
     for parameter in copied.parameters():
         parameter.requires_grad = False
-    try:
-        return copied.eval()
-    except NotImplementedError:  # an exported program has no modes
-        return copied
+    graphs = (module.graph for module in copied.modules() if isinstance(module, GraphModule))
+    if any(_trains(node) for graph in graphs for node in graph.nodes):
+        raise ValueError(
+            f"`teacher` {type(model).__name__} was exported in training mode, expected eval mode: "
+            "call `eval()` before `torch.export.export`."
+        )
+    return copied.eval()
+
+
+def _trains(node: Node) -> bool:
+    """Whether an operator of an exported program drops out or follows a batch's statistics."""
+    arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    given = {argument.name: value for argument, value in zip(arguments, node.args, strict=False)}
+    given |= node.kwargs
+    return any(given.get(name) for name in ("training", "train", "dropout_p"))
 
 
 def aliased_copy(module: Module) -> Module:
@@ -130,17 +142,18 @@ def check_no_shared_weights(teachers: Iterable[nn.Module], student: nn.Module) -
     Raises:
         ValueError: if a teacher and the student have weights in the same memory.
     """
-    storages = [_storages(model) for model in (*teachers, student)]
-    if any(storages[-1] & of_teacher for of_teacher in storages[:-1]):
+    trained = _storages(student.parameters())
+    if any(trained & _storages((*each.parameters(), *each.buffers())) for each in teachers):
         raise ValueError(
             "`teacher` and `student` share weights, expected modules with none in common: training "
             "the student would change the teacher; give one a `copy.deepcopy`."
         )
 
 
-def _storages(model: nn.Module) -> set[int]:
-    tensors = (*model.parameters(), *model.buffers())
-    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    # Sparse tensors have no storage of their own. On the meta device every pointer is 0.
+    dense = (t for t in tensors if t.layout == torch.strided)
+    return {t.untyped_storage().data_ptr() for t in dense} - {0}
 
 
 def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
@@ -152,14 +165,18 @@ def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
         >>> named_inputs(nn.Bilinear(2, 2, 1))
         (frozenset({'input2'}), False)
     """
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
-        model, "_orig_mod"
-    ):
-        model = cast(nn.Module, model._orig_mod if hasattr(model, "_orig_mod") else model.module)
+    while True:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            break
     forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
     schema = getattr(forward, "schema", None)
-    if schema is not None:  # a scripted or traced module: self and x come first
-        return frozenset(argument.name for argument in schema.arguments[2:]), False
+    if schema is not None:  # scripted or traced: x comes first, or self and x
+        first = 1 if isinstance(model, FunctionTeacher) else 2
+        return frozenset(argument.name for argument in schema.arguments[first:]), False
     try:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
@@ -190,14 +207,13 @@ def check_taps(model: nn.Module, taps: Iterable[str]) -> None:
     Raises:
         ValueError: naming the tap or the wrapper.
     """
+    unread = torch.jit.ScriptModule | nn.DataParallel | GraphModule
     for tap in taps:
-        kind = type(model).__name__
-        if isinstance(model, torch.jit.ScriptModule | nn.DataParallel) or hasattr(
-            model, "_orig_mod"
-        ):
+        if isinstance(model, unread) or hasattr(model, "_orig_mod"):
             raise ValueError(
-                f"the tap {tap!r} of a {kind} cannot be read, expected a plain module or "
-                "DistributedDataParallel: tap the model before it is scripted, compiled or wrapped."
+                f"the tap {tap!r} of a {type(model).__name__} cannot be read, expected a plain "
+                "module or DistributedDataParallel: tap the model before it is scripted, exported, "
+                "compiled or wrapped."
             )
         tap_path(model, tap)
 

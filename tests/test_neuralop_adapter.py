@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sdkd_plugin import Bands, GridTransform, LatentPair, SDKDDistiller
-from sdkd_plugin.adapters.neuralop import REGISTERED, TrainerLoss, distillation_dataset
+from sdkd_plugin import Bands, DistillationLoss, GridTransform, LatentPair
+from sdkd_plugin.adapters.neuralop import (
+    REGISTERED,
+    ResumableState,
+    TrainerLoss,
+    distillation_dataset,
+)
 from sdkd_plugin.adapters.neuralop.models import register
 from sdkd_plugin.models import UNet
 
 from neuralop import Trainer, get_model  # isort: skip
-from neuralop.models import FNO  # isort: skip
 from neuralop.models.base_model import BaseModel, available_models  # isort: skip
 from zencfg.bunch import Bunch  # isort: skip
 
@@ -29,13 +33,12 @@ SMALL = {
 }
 
 
-def config(arch: str, **options: object) -> Bunch:
-    return Bunch({"model": {"model_arch": arch, "data_channels": 2, "out_channels": 3, **options}})
-
-
-def make(arch: str, seed: int = 0) -> nn.Module:
+def make(arch: str, seed: int = 0, **options: object) -> nn.Module:
     torch.manual_seed(seed)
-    return get_model(config(arch, **SMALL[arch]))
+    options = {**SMALL[arch], **options}
+    return get_model(
+        Bunch({"model": {"model_arch": arch, "data_channels": 2, "out_channels": 3, **options}})
+    )
 
 
 def fields(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -44,9 +47,12 @@ def fields(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, x.sum(1, keepdim=True).roll(1, -1).expand(-1, 3, -1, -1).contiguous()
 
 
-def distiller_of(student: nn.Module, **options: object) -> SDKDDistiller:
+def loss_of(student: nn.Module, **options: object) -> TrainerLoss:
     teacher = make("sdkd_stalternet", seed=9)
-    return SDKDDistiller(teacher, student, GridTransform((8, 8)), Bands.split(0.4), **options)
+    loss = DistillationLoss(teacher, GridTransform((8, 8)), Bands.split(0.4), **options)
+    if options.get("latents"):
+        loss.fit_latents(student, fields()[0])
+    return TrainerLoss(loss, student)
 
 
 def fit(model: nn.Module, loss: object, parts: dict, epochs: int = 3, **options: object) -> list:
@@ -60,8 +66,8 @@ def fit(model: nn.Module, loss: object, parts: dict, epochs: int = 3, **options:
 
     generator = torch.Generator().manual_seed(3)
     loader = DataLoader(distillation_dataset(**parts), 4, shuffle=True, generator=generator)
-    parameters = loss.distiller.parameters() if isinstance(loss, TrainerLoss) else None
-    optimizer = torch.optim.Adam(parameters or model.parameters(), 1e-2)
+    beside = loss.loss.parameters() if isinstance(loss, TrainerLoss) else []
+    optimizer = torch.optim.Adam([*model.parameters(), *beside], 1e-2)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     Trainer(model=model, n_epochs=epochs, **options).train(
         loader, {}, optimizer, scheduler, training_loss=recorded, eval_losses={}
@@ -93,7 +99,7 @@ def test_the_hosts_factory_and_checkpoints(arch, tmp_path):
 
 def test_a_wrong_option_lists_the_right_ones():
     with pytest.raises(ValueError, match=r"`sdkd_unet option` is 'widht'.*Did you mean 'width'"):
-        get_model(config("sdkd_unet", widht=4))
+        make("sdkd_unet", widht=4)
 
 
 def test_a_taken_name_is_refused_and_left_alone():
@@ -106,7 +112,7 @@ def test_a_taken_name_is_refused_and_left_alone():
 def test_kd_weight_zero_is_plain_training_step_for_step():
     x, y = fields()
     mine, theirs = make("sdkd_unet"), make("sdkd_unet")
-    distilled = fit(mine, TrainerLoss(distiller_of(mine, kd_weight=0.0)), {"x": x, "y": y})
+    distilled = fit(mine, loss_of(mine, kd_weight=0.0), {"x": x, "y": y})
     supervised = fit(theirs, plain, {"x": x, "y": y})
     assert distilled == supervised
     assert len(supervised) == 9
@@ -114,26 +120,23 @@ def test_kd_weight_zero_is_plain_training_step_for_step():
         assert torch.equal(mine.get_parameter(name), value)
 
 
-def test_the_loss_is_the_batch_sum_of_the_distillers_total():
+def test_the_loss_is_the_batch_sum_of_the_task_and_the_distillation():
     x, y = fields(4)
-    distiller = distiller_of(make("sdkd_unet"))
-    loss = TrainerLoss(distiller)
-    out = distiller.student(x)
-    total = distiller.step(x, y).total.item()
+    student = make("sdkd_unet")
+    loss, out = loss_of(student), student(x)
+    total = (loss.loss(out, x, y).total + F.mse_loss(out, y)).item()
     assert loss(out, x=x, y=y).item() == pytest.approx(4 * total)
     assert loss.last_terms.frequency.shape == (2,)
 
 
-def test_known_answers_train_as_the_online_teacher_does():
+def test_known_outputs_train_as_the_online_teacher_does():
     x, y = fields()
     online, cached = make("sdkd_unet"), make("sdkd_unet")
-    options = {"latents": [LatentPair("latent", "latent_high")], "example": {"x": x}}
-    loss = TrainerLoss(distiller_of(online, **options))
-    (answer,) = loss.distiller.loss.teacher_outputs(x)
+    options = {"latents": [LatentPair("latent", "latent_high")]}
+    loss = loss_of(online, **options)
+    (output,) = loss.loss.teacher_outputs(x)
     first = fit(online, loss, {"x": x, "y": y})
-    second = fit(
-        cached, TrainerLoss(distiller_of(cached, **options)), {"x": x, "y": y, "teacher": answer}
-    )
+    second = fit(cached, loss_of(cached, **options), {"x": x, "y": y, "teacher": output})
     assert first == pytest.approx(second, rel=1e-5)
 
 
@@ -142,28 +145,23 @@ def test_unlabelled_samples_have_no_labels_at_all():
     labelled = torch.arange(12) < 3
     samples = distillation_dataset(x, y, labelled)
     assert [bool(samples[i]["y"].isnan().all()) for i in (0, 2, 3, 11)] == [0, 0, 1, 1]
-    student = make("sdkd_unet")
-    losses = fit(
-        student, TrainerLoss(distiller_of(student)), {"x": x, "y": y, "labelled": labelled}
-    )
-    assert all(0 < loss < 1e3 for loss in losses)
-    other = make("sdkd_unet")
-    spoiled = torch.where(labelled.reshape(-1, 1, 1, 1), y, 1e6)
-    parts = {"x": x, "y": spoiled, "labelled": labelled}
-    assert fit(other, TrainerLoss(distiller_of(other)), parts) == losses
+    runs = []
+    for labels in (y, torch.where(labelled.reshape(-1, 1, 1, 1), y, 1e6)):
+        student = make("sdkd_unet")
+        parts = {"x": x, "y": labels, "labelled": labelled}
+        runs.append(fit(student, loss_of(student), parts))
+    assert all(0 < loss < 1e3 for loss in runs[0])
+    assert runs[0] == runs[1]
 
 
 def test_latents_are_distilled_through_the_trainer():
     x, y = fields()
     student = make("sdkd_unet")
-    pair = LatentPair("latent", "latent_low")
-    distiller = distiller_of(student, latents=[pair], example={"x": x})
-    loss = TrainerLoss(distiller)
-    before = copy.deepcopy(distiller.latent_losses.state_dict())
+    loss = loss_of(student, latents=[LatentPair("latent", "latent_low")])
+    before = copy.deepcopy(loss.state_dict())
     fit(student, loss, {"x": x, "y": y})
     assert set(loss.last_terms.features) == {"latent<-latent_low"}
-    after = distiller.latent_losses.state_dict()
-    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert any(not torch.equal(value, loss.state_dict()[name]) for name, value in before.items())
 
 
 class Scaled(nn.Module):
@@ -176,32 +174,28 @@ class Scaled(nn.Module):
 def test_a_teacher_gets_what_it_takes_of_the_sample():
     x, y = fields(4)
     student = make("sdkd_unet")
-    loss = TrainerLoss(SDKDDistiller(Scaled(), student, GridTransform((8, 8))))
+    loss = TrainerLoss(DistillationLoss(Scaled(), GridTransform((8, 8))), student)
     out, scale = student(x), torch.arange(4.0)
     loss(out, x=x, y=y, scale=scale, other=1)
     difference = out - Scaled()(x, scale)
     torch.testing.assert_close(loss.last_terms.frequency.sum(), difference.square().mean().detach())
 
 
-def test_mixed_precision():
-    x, y = fields()
-    student = make("sdkd_unet")
-    losses = fit(
-        student, TrainerLoss(distiller_of(student)), {"x": x, "y": y}, mixed_precision=True
-    )
-    assert all(0 < loss < 1e3 for loss in losses)
+def test_a_finished_run_is_not_resumed(tmp_path):
+    student, (x, y) = make("sdkd_unet"), fields()
 
+    def run(epochs: int, **options: object) -> None:
+        trainer = Trainer(model=student, n_epochs=epochs)
+        optimizer = torch.optim.Adam(student.parameters())
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        loader = DataLoader(distillation_dataset(x, y), 4)
+        options |= {"regularizer": ResumableState(trainer), "training_loss": plain}
+        trainer.train(loader, {}, optimizer, scheduler, eval_losses={}, **options)
 
-def test_fno_teaches_fno():
-    x, y = fields()
-    torch.manual_seed(0)
-    sizes = {"n_modes": (4, 4), "in_channels": 2, "out_channels": 3, "n_layers": 1}
-    teacher, student = FNO(hidden_channels=8, **sizes), FNO(hidden_channels=4, **sizes)
-    distiller = SDKDDistiller(teacher, student, GridTransform((8, 8)))
-    before = copy.deepcopy(dict(teacher.named_parameters()))
-    losses = fit(student, TrainerLoss(distiller), {"x": x, "y": y}, epochs=6)
-    assert sum(losses[-3:]) < sum(losses[:3])
-    assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
+    run(2, save_every=1, save_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"finished 2 epochs, but the trainer's `n_epochs` is 2"):
+        run(2, resume_from_dir=tmp_path)
+    run(3, resume_from_dir=tmp_path)
 
 
 def test_parts_of_different_length_are_refused(as_shipped):

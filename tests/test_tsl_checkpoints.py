@@ -118,13 +118,15 @@ def test_a_checkpoint_for_other_data_is_refused(saved, other, message):
 def test_a_state_dict_for_other_data_is_refused(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(student(n_nodes=7).state_dict(), path)
-    with pytest.raises(ValueError, match=r"has shape \(7, 4\), expected \(5, 4\) \(1 weights"):
+    with pytest.raises(ValueError, match=r"size mismatch for network.embedding.weight: .*\[7, 4\]"):
         load_weights(student(), path)
     torch.save(teacher().state_dict(), path)
-    with pytest.raises(ValueError, match=r"holds no weights of this SDKDStudent: it lacks"):
+    with pytest.raises(ValueError, match=r"not those of this SDKDStudent .*Missing key"):
         load_weights(student(), path)
     torch.save({**student().state_dict(), "network.head.bias": "none"}, path)
-    with pytest.raises(ValueError, match=r"'network.head.bias' has shape str"):
+    with pytest.raises(
+        ValueError, match=r"\"network.head.bias\", expected torch.Tensor .* received <class 'str'>"
+    ):
         load_weights(student(), path)
 
 

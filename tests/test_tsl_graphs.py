@@ -1,14 +1,15 @@
 """Graphs as they are: disjoint batches, directed and broken graphs, sensors that come and go."""
 
-import copy
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_transforms import Domain, TransformContract
 from torch import Tensor, nn
 
-from sdkd_plugin import Bands, GraphTransform, LatentPair
+from sdkd_plugin import Bands, DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import (
     DisjointGraphs,
     DistillationPredictor,
@@ -91,7 +92,9 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
         ],
         strict=True,
     ):
-        predictor = DistillationPredictor(make(9), of_batch, BANDS, model=learner, **FIT)
+        predictor = DistillationPredictor(
+            DistillationLoss(make(9), of_batch, BANDS), model=learner, **FIT
+        )
         logged.append(fit(predictor, loader))
     assert logged[0].keys() == logged[1].keys()
     for name, value in logged[0].items():
@@ -100,37 +103,6 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
     for name, value in learners[0].state_dict().items():
         torch.testing.assert_close(learners[1].state_dict()[name], value, rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(v, before[k]) for k, v in learners[0].state_dict().items())
-
-
-def test_each_graph_of_a_batch_has_its_own_spectrum():
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(NODES, EDGES, WEIGHT), (2, torch.tensor([[0, 1], [1, 0]]), torch.ones(2))]
-    sizes += [sizes[0], (1, EDGES[:, :0], WEIGHT[:0])]
-    starts = torch.tensor([0, *(n for n, _, _ in sizes)]).cumsum(0)
-    graphs = DisjointGraphs(normalization="combinatorial", symmetrization="max")
-    graphs.set_graphs(
-        torch.cat([e + start for (_, e, _), start in zip(sizes, starts, strict=False)], 1),
-        torch.cat([w for _, _, w in sizes]),
-        starts,
-    )
-    x = torch.randn(2, 3, int(starts[-1]), 2, generator=generator, dtype=torch.float64)
-    x.requires_grad_()
-    energy = graphs.sample_band_energy(x, BANDS)
-    parts = x.split([n for n, _, _ in sizes], dim=2)
-    own = [
-        transform(e, w, n, normalization="combinatorial", symmetrization="max") for n, e, w in sizes
-    ]
-    expected = [t.sample_band_energy(part, BANDS) for t, part in zip(own, parts, strict=True)]
-    torch.testing.assert_close(energy, torch.stack(expected).sum(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(energy.sum(1), x.square().sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(energy.sum(), x)
-    torch.testing.assert_close(gradient, 2 * x, rtol=1e-5, atol=1e-5)
-    low = graphs.filter(x, lambda frequency: (frequency < 0.4).double())
-    filtered = [
-        t.filter(part, lambda f: (f < 0.4).double()) for t, part in zip(own, parts, strict=True)
-    ]
-    torch.testing.assert_close(low, torch.cat(filtered, 2))
-    assert graphs.band_energy(x, BANDS).shape == (2, 3, 2, 2)
 
 
 def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
@@ -157,20 +129,16 @@ def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
 
 def test_batches_that_do_not_fit_the_transform_are_refused():
     batches = DisjointGraphLoader(dataset(), batch_size=4, force_batch=True)
-    one = DistillationPredictor(gru(9), transform(), BANDS, model=gru(0), **FIT)
+    one = DistillationLoss(gru(9), transform(), BANDS)
     with pytest.raises(ValueError, match=r"4 disjoint graphs .* expected transform=DisjointGraphs"):
-        one.training_step(next(iter(batches)), 0)
+        DistillationPredictor(one, model=gru(0), **FIT).training_step(next(iter(batches)), 0)
     flat = next(iter(DisjointGraphLoader(dataset(), batch_size=4)))
-    many = DistillationPredictor(gru(9), DisjointGraphs(), BANDS, model=gru(0), **FIT)
+    many = DistillationLoss(gru(9), DisjointGraphs(), BANDS)
     with pytest.raises(ValueError, match=r"shape \(6, 24, 1\), .* force_batch=True"):
-        many.training_step(flat, 0)
-    example = dict(next(iter(batches)).input.items())
+        DistillationPredictor(many, model=gru(0), **FIT).training_step(flat, 0)
+    latents = DistillationLoss(mixer(NODES), DisjointGraphs(), latents=[LatentPair()])
     with pytest.raises(ValueError, match=r"latents on .* cannot be distilled over DisjointGraphs"):
-        DistillationPredictor(
-            mixer(NODES), DisjointGraphs(), model=mixer(NODES), latents=[LatentPair()],
-            example={name: x[:, :, :NODES] if name == "x" else x for name, x in example.items()
-                     if not name.startswith("edge")} | {"edge_index": EDGES}, **FIT,
-        )  # fmt: skip
+        latents.fit_latents(mixer(NODES), torch.zeros(1, 6, NODES, 1), edge_index=EDGES)
 
 
 def test_disjoint_graphs_refuse(as_shipped):
@@ -180,10 +148,6 @@ def test_disjoint_graphs_refuse(as_shipped):
     with pytest.raises(ValueError, match="`edge_index` has 1 edges from one graph to another"):
         graphs.set_graphs(torch.tensor([[0, 2], [1, 1]]), None, torch.tensor([0, 2, 4]))
     graphs.set_graphs(torch.tensor([[0], [1]]), None, torch.tensor([0, 2, 4]))
-    with pytest.raises(ValueError, match=r"`nodes of a field` has shape \(3,\), expected \(4,\)"):
-        graphs.sample_band_energy(torch.zeros(1, 3, 1), BANDS)
-    with pytest.raises(ValueError, match=r"shape \(4, 1\), expected \(batch, nodes, features\)"):
-        graphs.sample_band_energy(torch.zeros(4, 1), BANDS)
     with pytest.raises(ValueError, match="`response` is a tensor, expected a function"):
         graphs.filter(torch.zeros(1, 4, 1), torch.ones(4))
     with pytest.raises(ValueError, match="`keep` is 0, expected an integer of at least 1"):
@@ -200,7 +164,9 @@ def test_disjoint_graphs_refuse(as_shipped):
 def test_directed_broken_graphs_are_learned_on(symmetrization):
     learner, wise = mixer(NODES), mixer(NODES, seed=9)
     predictor = DistillationPredictor(
-        wise, transform(symmetrization=symmetrization), BANDS, model=learner, **FIT
+        DistillationLoss(wise, transform(symmetrization=symmetrization), BANDS),
+        model=learner,
+        **FIT,
     )
     batches = StaticGraphLoader(dataset(), batch_size=4)
     logged = fit(predictor, batches)
@@ -209,7 +175,7 @@ def test_directed_broken_graphs_are_learned_on(symmetrization):
     # An isolated sensor is of frequency 0, and is pulled to its teacher like the others.
     d = torch.zeros(1, 3, NODES, 1)
     d[:, :, -1] = 2.0
-    energy = predictor.distiller.loss.transform.sample_band_energy(d, BANDS)
+    energy = predictor.distillation.transform.sample_band_energy(d, BANDS)
     torch.testing.assert_close(energy, torch.tensor([[12.0, 0.0]]))
     with pytest.raises(ValueError, match="`edge_index` is a directed graph: choose symmetrization"):
         transform(symmetrization="refuse")
@@ -250,9 +216,8 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
     # A model of tsl: pytest's type checks hide from tsl which inputs one of ours takes.
     learner = gru(0)
-    predictor = DistillationPredictor(
-        wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0), model=learner, **FIT
-    )
+    loss = DistillationLoss(wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0))
+    predictor = DistillationPredictor(loss, model=learner, **FIT)
     batch = next(iter(StaticGraphLoader(data, batch_size=4)))
     with torch.no_grad():
         expected = wise(full.unfold(0, 6, 1)[:4].movedim(-1, 1), EDGES, WEIGHT)[:, :, places]
@@ -280,14 +245,13 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     order = torch.arange(NODES).flip(0)  # the shared sensors, as the student has them
     shared = SharedSensors(transform(order[EDGES]), match.student, len(mine))
     learner = mixer(len(mine))
-    predictor = DistillationPredictor(
-        wrapped, shared, BANDS, weighting=(1.0, 1.0), model=learner, **FIT
-    )
+    loss = DistillationLoss(wrapped, shared, BANDS, weighting=(1.0, 1.0))
+    DistillationPredictor(loss, model=learner, **FIT)  # accepts it
     edges = torch.tensor([[1], [0]])
     batch = next(iter(StaticGraphLoader(dataset(len(mine), edges, torch.ones(1)), batch_size=4)))
     inputs = dict(batch.input.items())
     forecast = learner(**inputs).detach().requires_grad_()
-    terms = predictor.distiller.terms(forecast, task=forecast.sum() * 0, **inputs)
+    terms = loss(forecast, **inputs)
     with torch.no_grad():
         difference = (forecast - wrapped(inputs["x"]))[:, :, match.student]
     torch.testing.assert_close(terms.total, difference.square().mean())
@@ -297,7 +261,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     assert shared.filter(forecast, lambda f: f * 0 + 1)[:, :, 1].abs().max() == 0
     with pytest.raises(ValueError, match=r"6 of the student's 7 sensors .* SharedSensors\("):
         DistillationPredictor(
-            wrapped, transform(n=len(mine)), BANDS, model=copy.deepcopy(learner), **FIT
+            DistillationLoss(wrapped, transform(n=len(mine)), BANDS), model=learner, **FIT
         )
 
 
@@ -331,12 +295,101 @@ def test_a_teacher_of_other_units_reads_and_answers_in_its_own():
         OnSensors(teacher, match, 3, 2, own, (60.0, 0.0), EDGES[:, :2])
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"teacher_bound": 0.0}, "`teacher_bound`"), ({"aggregation": "camkd"}, "aggregation camkd")],
-)
-def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict, named: str):
-    with pytest.raises(ValueError, match=f"{named} judges a teacher by all sensors of a sample"):
-        DistillationPredictor(
-            mixer(3), DisjointGraphs(), model=mixer(3), loss_fn=MaskedMAE(), **options
-        )
+@pytest.mark.parametrize("options", [{"teacher_bound": 0.0}, {"aggregation": "camkd"}])
+def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict):
+    loss = DistillationLoss(mixer(3), DisjointGraphs(), **options)
+    with pytest.raises(ValueError, match="compare teachers on all sensors of a sample"):
+        DistillationPredictor(loss, model=mixer(3), **FIT)
+
+
+# Both as transforms ------------------------------------------------------------------------------
+
+
+class _NodeContract(TransformContract):
+    """The contract of a transform that computes no coefficients."""
+
+    # These ask for coefficients, or for one set of frequencies.
+    test_round_trip = test_parseval = test_spectrum_sums_to_the_mean_square = None
+    test_frequencies_reach_from_the_mean_to_at_most_one = test_partitions_are_not_mixed_up = None
+    test_casting_the_module_leaves_the_frequencies_exact = None
+    test_filter_is_the_response_times_each_frequency = test_refuses_fields_off_the_domain = None
+    test_the_field_given_is_not_changed = None
+
+    @pytest.fixture
+    def make_field(self, domain: Domain, device: torch.device):
+        def make(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            # Nodes before the last axis; the contract's last leading axis is that of features.
+            size = (*leading, *domain.transform.domain_shape, 1)
+            x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            return x.to(device, dtype)
+
+        return make
+
+    def test_a_field_is_filtered_and_left_alone(self, domain: Domain, make_field):
+        x = make_field(2, 3)
+        before = x.clone()
+        got = domain.transform.filter(x, lambda f: 1 / (1 + 5 * f))
+        expected = domain.filter(x[..., 0].flatten(0, 1).cpu().numpy(), lambda f: 1 / (1 + 5 * f))
+        np.testing.assert_allclose(got[..., 0].flatten(0, 1).cpu(), expected, atol=1e-10)
+        assert torch.equal(x, before)
+
+    @pytest.mark.usefixtures("as_shipped")
+    def test_fields_off_the_domain_are_refused(self, domain: Domain, make_field):
+        transform, x = domain.transform, make_field(2, 3)
+        for call in (
+            lambda x: transform.sample_band_energy(x, BANDS),
+            lambda x: transform.filter(x, abs),
+        ):
+            with pytest.raises(ValueError, match=r"a field has shape .* expected .* along axes"):
+                call(torch.cat([x, x], -2))
+            with pytest.raises(ValueError, match=r"a field is of torch.int64, expected floating"):
+                call(x.long())
+        with pytest.raises(ValueError, match="expected a batch axis before its domain"):
+            transform.sample_band_energy(x[0, 0], BANDS)
+
+
+def parts_domain(transform, parts: list[tuple[GraphTransform, list[int]]]) -> Domain:
+    """References by numpy: each part's own modes, at its nodes."""
+    n = transform.domain_shape[0]
+    bases = [(p.eigenvectors.cpu().numpy(), p.frequencies.cpu().numpy(), at) for p, at in parts]
+
+    def apply(x: np.ndarray, response) -> np.ndarray:
+        out = np.zeros_like(x)
+        for vectors, frequencies, at in bases:
+            out[:, at] = x[:, at] @ vectors * response(frequencies) @ vectors.T
+        return out
+
+    modes = []
+    for vectors, frequencies, at in bases:
+        for column, frequency in zip(vectors.T, frequencies, strict=True):
+            mode = np.zeros(n)
+            mode[at] = column
+            modes.append((mode, float(frequency)))
+    return Domain(transform, apply, modes)
+
+
+class TestDisjointGraphs(_NodeContract):
+    test_resized_to_its_own_size_is_the_same = None  # refused: see above
+
+    @pytest.fixture
+    def domain(self, device: torch.device) -> Domain:
+        graphs = DisjointGraphs(dtype=torch.float64)
+        edges = torch.cat([EDGES, EDGES + NODES, torch.tensor([[12, 13], [13, 14]])], 1).to(device)
+        weight = torch.cat([WEIGHT, WEIGHT, torch.ones(2)]).to(device)
+        graphs.set_graphs(edges, weight, torch.tensor([0, 6, 12, 15, 16]))
+        first = transform(dtype=torch.float64)
+        third = transform(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
+        alone = transform(EDGES[:, :0], None, 1, dtype=torch.float64)
+        places = [(first, [*range(6)]), (first, [*range(6, 12)]), (third, [12, 13, 14])]
+        return parts_domain(graphs, [*places, (alone, [15])])
+
+
+class TestSharedSensors(_NodeContract):
+    """Where all sensors are shared, in another order; others have no energy: see above."""
+
+    @pytest.fixture
+    def domain(self, device: torch.device) -> Domain:
+        places = torch.tensor([3, 1, 0, 5, 4, 2])
+        own = transform(dtype=torch.float64)
+        shared = SharedSensors(own, places, NODES).to(device)
+        return parts_domain(shared, [(own, places.tolist())])

@@ -4,7 +4,7 @@ A weighting maps a few numbers a band to one weight a band; it never sees fields
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -130,7 +130,18 @@ class AbstractWeighting(nn.Module, ABC):
         """Weights of at least 0, from the lowest band to the highest."""
 
 
-class FixedWeighting(AbstractWeighting):
+class _FullPrecision(nn.Module):
+    """Moves its buffers to another device, but to no other dtype: `half` must not round them."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+
+class FixedWeighting(_FullPrecision, AbstractWeighting):
     """The same weights in every step; with two bands, ``(alpha, 1)`` is the paper's form.
 
     Args:
@@ -192,7 +203,7 @@ class RelativeWeighting(AbstractWeighting):
         return relative_weights(_given(evidence.teacher_energy, "teacher_energy"), self.floor)
 
 
-class BandAverages(nn.Module):
+class BandAverages(_FullPrecision):
     """Running means of an error and an energy in each band, in float32 whatever the model's dtype.
 
     ``weight`` is the number of samples or steps in the means. A step with NaN or Inf, as mixed
@@ -209,13 +220,6 @@ class BandAverages(nn.Module):
         self.register_buffer("error", torch.zeros(n_bands))
         self.register_buffer("energy", torch.zeros(n_bands))
         self.register_buffer("weight", torch.zeros(()))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BandAverages":
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, value in exact.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self
 
     def follow(
         self, error: Tensor, energy: Tensor, rate: Tensor | float, weight: float = 1.0
@@ -279,12 +283,8 @@ class AdaptiveWeighting(AbstractWeighting):
         if self.training:
             energy = _given(evidence.teacher_energy, "teacher_energy")
             self.averages.follow(evidence.student_error, energy, 1 - self.decay)
-        weights = lag_weights(
-            self.averages.error,
-            self.averages.energy,
-            max_weight=self.max_weight,
-            floor=self.floor,
-        )
+        error, energy = self.averages.error, self.averages.energy
+        weights = lag_weights(error, energy, max_weight=self.max_weight, floor=self.floor)
         return weights.to(evidence.student_error)
 
     def extra_repr(self) -> str:
@@ -366,7 +366,7 @@ def make_weighting(
     made: AbstractWeighting
     if isinstance(weighting, AbstractWeighting):
         made = weighting
-    elif not isinstance(weighting, str):
+    elif isinstance(weighting, Iterable) and not isinstance(weighting, str):
         made = FixedWeighting(weighting)
     else:
         check_choice("weighting", weighting, get_args(WeightingName))

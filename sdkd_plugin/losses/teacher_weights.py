@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_shape
@@ -60,11 +60,8 @@ def teacher_gradients(
     check_shape("student", student.shape, teachers.shape[1:], "each teacher's shape")
     dtype = working_dtype(student)
     with torch.enable_grad(), torch.autocast(student.device.type, enabled=False):
-        point = student.detach().to(dtype).requires_grad_()
-        gradients = [
-            torch.autograd.grad(loss(point, teacher.to(dtype)), point)[0]
-            for teacher in teachers.detach()
-        ]
+        point, teachers = student.detach().to(dtype).requires_grad_(), teachers.detach().to(dtype)
+        gradients = [torch.autograd.grad(loss(point, t), point)[0] for t in teachers]
     return torch.stack(gradients)
 
 
@@ -152,7 +149,7 @@ def aekd_weights(
         inverse = torch.where(squared > 0, squared, 1).rsqrt()
         matrix = matrix * inverse[:, None] * inverse
     ridge = max(1e-10, 10 * torch.finfo(gram.dtype).eps)
-    return min_norm_weights(matrix, max_weight, ridge).to(gram.dtype)
+    return min_norm_weights(matrix, max(max_weight, 1 / len(gram)), ridge).to(gram.dtype)
 
 
 def min_norm_weights(
@@ -170,15 +167,10 @@ def min_norm_weights(
     free, fixed_at = _active_sets(n, max_weight, gram.device)
     # Free weights: (G a)_i + multiplier = 0. The others stay where they are. All sum to 1.
     ones = torch.ones_like(free[:, :1])
-    rows = torch.where(free[:, :, None] > 0, matrix, eye)
-    kkt = torch.cat(
-        [
-            torch.cat([rows, free[:, :, None]], dim=2),
-            torch.cat([torch.ones_like(free), 0 * ones], dim=1)[:, None],
-        ],
-        dim=1,
-    )
-    solution, _ = torch.linalg.solve_ex(kkt, torch.cat([fixed_at, ones], dim=1))
+    rows = torch.cat([torch.where(free[:, :, None] > 0, matrix, eye), free[:, :, None]], dim=2)
+    last = torch.cat([torch.ones_like(free), 0 * ones], dim=1)[:, None]
+    right = torch.cat([fixed_at, ones], dim=1)
+    solution, _ = torch.linalg.solve_ex(torch.cat([rows, last], dim=1), right)
     weights = solution[:, :n]
     feasible = ((weights >= -1e-9) & (weights <= max_weight + 1e-9)).all(1)
     length = ((weights @ matrix) * weights).sum(1)
@@ -206,18 +198,16 @@ def _active_sets(n: int, max_weight: float, device: torch.device) -> tuple[Tenso
 
 
 def camkd_weights(
-    errors: Float[Tensor, "batch n_teachers"], labelled: Bool[Tensor, " batch"] | None = None
+    errors: Float[Tensor, "batch n_teachers"],
 ) -> Float[Tensor, "batch n_teachers"]:
     """CAMKD: weights of the teachers for each sample, larger for a smaller error there.
 
     Formula: ``w_k = (1 - softmax_k(e_k)) / (K - 1)`` with ``e_k`` teacher k's error on the sample
     over the mean of all teachers' on it: regression errors have any size, cross-entropies have
-    not. Weights are at most ``1 / (K - 1)`` and sum to 1. They are equal on a sample without
-    labels, or if all teachers are exact.
+    not. Weights are at most ``1 / (K - 1)`` and sum to 1. They are equal if all errors are equal.
 
     Args:
         errors: mean squared error of each teacher on each sample, at least 0.
-        labelled: which samples have labels; the errors of the others may have any value.
 
     Returns:
         without gradient.
@@ -234,8 +224,6 @@ def camkd_weights(
     n_teachers = errors.shape[1]
     if n_teachers == 1:
         return torch.ones_like(errors)
-    if labelled is not None:
-        errors = torch.where(labelled[:, None], errors, 0)
     scaled = errors / errors.mean(1, keepdim=True).clamp_min(torch.finfo(errors.dtype).tiny)
     return (1 - scaled.softmax(1)) / (n_teachers - 1)
 
@@ -345,9 +333,7 @@ class AEKDAggregation(AbstractAggregation):
     def forward(self, evidence: TeacherEvidence) -> Float[Tensor, " n_teachers"]:
         """The weights."""
         if evidence.gradients is None:
-            raise ValueError(
-                "`evidence.gradients` is None, but AEKD needs them: see `teacher_gradients`."
-            )
+            raise ValueError("`evidence.gradients` is None: AEKD needs `teacher_gradients`.")
         gram = gradient_gram(evidence.gradients)
         weights = aekd_weights(gram, self.max_weight, unit_gradients=self.unit_gradients)
         return weights.to(working_dtype(evidence.gradients))
@@ -367,8 +353,9 @@ class CAMKDAggregation(AbstractAggregation):
         teachers, y = evidence.teachers, evidence.y
         if y is None:
             return mean_weights(teachers).expand(teachers.shape[1], -1)
-        measured = [sample_errors(teacher, y, evidence.mask) for teacher in teachers]
-        return camkd_weights(torch.stack([error for error, _ in measured], 1), measured[0][1])
+        # The errors of all teachers are 0 on a sample without labels.
+        errors = [sample_errors(teacher, y, evidence.mask)[0] for teacher in teachers]
+        return camkd_weights(torch.stack(errors, 1))
 
 
 AGGREGATIONS: dict[AggregationName, type[AbstractAggregation]] = {

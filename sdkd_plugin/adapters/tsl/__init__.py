@@ -6,16 +6,21 @@ Importing this makes tsl importable where its compiled extensions are absent, an
 from sdkd_plugin.adapters.tsl._host import STANDINS  # before all that imports the host
 from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor, load_weights
 from sdkd_plugin.adapters.tsl.config import loss_from_config
-from sdkd_plugin.adapters.tsl.data import load_traffic, spatiotemporal_dataset
-from sdkd_plugin.adapters.tsl.datasets import DATASETS, TrafficDataset, get_dataset
-from sdkd_plugin.adapters.tsl.forecaster import (
+from sdkd_plugin.adapters.tsl.datasets import (
+    DATASETS,
+    TrafficDataset,
+    get_dataset,
+    load_traffic,
+    spatiotemporal_dataset,
+)
+from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
+from sdkd_plugin.adapters.tsl.model_card import (
     DataCard,
-    Forecaster,
+    ModelCard,
     has_forecaster,
     load_forecaster,
     save_forecaster,
 )
-from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
 from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
 from sdkd_plugin.adapters.tsl.predictor import DistillationPredictor
 from sdkd_plugin.adapters.tsl.registry import (
@@ -27,7 +32,7 @@ from sdkd_plugin.adapters.tsl.registry import (
     refuse_targets,
 )
 from sdkd_plugin.adapters.tsl.resuming import SeededDataModule, SeededEpochs
-from sdkd_plugin.adapters.tsl.sensors import OnSensors, SharedSensors, match_sensors
+from sdkd_plugin.adapters.tsl.sensors import OnSensors, match_sensors
 from sdkd_plugin.adapters.tsl.windows import number_windows
 
 __all__ = [
@@ -36,7 +41,7 @@ __all__ = [
     "DataCard",
     "DisjointGraphs",
     "DistillationPredictor",
-    "Forecaster",
+    "ModelCard",
     "OnSensors",
     "PlainPredictor",
     "SDKDStudent",

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from tsl.data import SpatioTemporalDataModule
 from tsl.data.batch import DisjointBatch
 from tsl.data.loader import StaticGraphLoader
-from tsl.engines import Predictor
 from tsl.ops.connectivity import convert_torch_connectivity
 
 from sdkd_plugin._checks import check_shape, check_type
-from sdkd_plugin.adapters.tsl.checkpoint import PlainCheckpoints
-from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
-from sdkd_plugin.adapters.tsl.sensors import OnSensors, SharedSensors
+from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor
+from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
+from sdkd_plugin.adapters.tsl.sensors import OnSensors
 from sdkd_plugin.adapters.tsl.windows import WindowOutputs, first_steps
 from sdkd_plugin.distributed import average_measurements
 from sdkd_plugin.loss import DistillationLoss
@@ -25,7 +24,7 @@ from sdkd_plugin.taps import TapReader
 from sdkd_plugin.teachers import check_no_shared_weights
 
 
-class DistillationPredictor(PlainCheckpoints, Predictor):
+class DistillationPredictor(PlainPredictor):
     """A tsl ``Predictor`` whose training step adds a `DistillationLoss`.
 
     The task loss is tsl's own: ``loss_fn`` on masked targets, scaled if ``scale_target``. Student
@@ -34,7 +33,7 @@ class DistillationPredictor(PlainCheckpoints, Predictor):
 
     Where ``batch.mask`` is False the target may have any value, NaN included. A batch without any
     observed target has a task term of 0. Checkpoints hold the student, the projectors and the
-    averages of a weighting, as plain values (see `PlainCheckpoints`); no teacher. With several
+    averages of a weighting, as plain values (see `PlainPredictor`); no teacher. With several
     processes each weights the bands by its own batch, and the averages of a weighting are averaged
     after each step.
 
