@@ -142,9 +142,10 @@ class GraphTransform(AbstractBasisTransform):
         return self._multiply(self.eigenvectors, coefficients)
 
     def _unscaled(self, x: Tensor) -> Tensor:
-        return self._multiply(self.eigenvectors.mT, x)
+        return (x.mT @ self.eigenvectors.to(x.dtype)).mT
 
-    _from_unscaled = inverse
+    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
+        return (coefficients.mT @ self.eigenvectors.mT.to(coefficients.dtype)).mT
 
     def _multiply(self, matrix: Tensor, x: Tensor) -> Tensor:
         dtype = working_dtype(x)
