@@ -1,9 +1,10 @@
-"""Where a field becomes frequencies: the transforms of grids and graphs, and bands."""
+"""Where a field becomes frequencies: the transforms of grids, graphs and time, and bands."""
 
 from sdkd_plugin.spectral.bands import Bands, Spectrum
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.graph import GraphTransform
 from sdkd_plugin.spectral.grid import GridTransform
+from sdkd_plugin.spectral.product import ProductTransform
 from sdkd_plugin.spectral.transform import AbstractTransform
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Bands",
     "GraphTransform",
     "GridTransform",
+    "ProductTransform",
     "Spectrum",
 ]
