@@ -87,11 +87,21 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
     def _bilinear(
         self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
-        products = self._reals(a) * self._reals(b)
-        axes = {axis % a.ndim for axis in self.domain_axes}
-        summed = [axis for axis in range(1, a.ndim) if axis not in axes]
-        products = (products.sum(summed) if summed else products).flatten(1)
-        energy = products @ tables[1].mT
+        before, behind = a.ndim + self.domain_axes[0] - 1, -self.domain_axes[-1] - 1
+        p, q = (
+            self._reals(c).flatten(1, before) if before else self._reals(c)[:, None] for c in (a, b)
+        )
+        if a.is_cuda or p.shape[1] > 16:
+            products = (p * q).sum(1)
+        else:
+            # Channel by channel, without a temporary tensor as large as the field.
+            products = p[:, 0] * q[:, 0]
+            for channel in range(1, p.shape[1]):
+                products = products.addcmul_(p[:, channel], q[:, channel])
+        if behind:
+            first = 1 + len(self.domain_axes)
+            products = products.sum(tuple(range(first, first + behind)))
+        energy = products.flatten(1) @ tables[1].mT
         if self._whole:
             return energy
         assert x is not None  # noqa: S101

@@ -38,7 +38,7 @@ def packed_cosines(
     factor = torch.view_as_complex(twiddles[-1])[: c.shape[-1]]
     for axis, twiddle in zip(axes[:-1], twiddles[:-1], strict=True):
         w = _along(torch.view_as_complex(twiddle), axis)
-        c = torch.addcmul(c * (w * factor), _negated(c, axis), w.conj() * factor)
+        c = _combined(c, axis, w * factor, w.conj() * factor)
         factor = factor.new_ones(())
     return c if len(axes) > 1 else c * factor
 
@@ -46,7 +46,7 @@ def packed_cosines(
 def fields_from_packed(
     c: Complex[Tensor, "..."], last: int, axes: Sequence[int], twiddles: Sequence[Tensor]
 ) -> Float[Tensor, "..."]:
-    """The inverse of `packed_cosines`; ``last`` is the length of the last axis."""
+    """The inverse of `packed_cosines`, which may overwrite ``c``; ``last`` is an axis' length."""
     factor = torch.view_as_complex(twiddles[-1])[: c.shape[-1]].conj()
     for axis, twiddle in zip(axes[:-1], twiddles[:-1], strict=True):
         w = _along(torch.view_as_complex(twiddle), axis).conj() / 2
@@ -55,7 +55,7 @@ def fields_from_packed(
             [torch.zeros_like(w.narrow(axis, 0, 1)), -1j * w.narrow(axis, 1, w.shape[axis] - 1)],
             axis,
         )
-        c = torch.addcmul(c * (w * factor), _negated(c, axis), mirrored * factor)
+        c = _combined(c, axis, w * factor, mirrored * factor)
         factor = factor.new_ones(())
     c = c if len(axes) > 1 else c * factor
     shape = (*(c.shape[axis] for axis in axes[:-1]), last)
@@ -126,7 +126,10 @@ def _along(values: Tensor, axis: int) -> Tensor:
     return values.reshape(-1, *[1] * (-axis - 1))
 
 
-def _negated(c: Tensor, axis: int) -> Tensor:
-    """Coefficients at ``-k``, modulo the axis' length."""
+def _combined(c: Tensor, axis: int, here: Tensor, mirrored: Tensor) -> Tensor:
+    """``here c_k + mirrored c_(-k)``, with k modulo the axis' length; in place where it may be."""
     size = c.shape[axis]
-    return c.index_select(axis, -torch.arange(size, device=c.device) % size)
+    other = c.index_select(axis, -torch.arange(size, device=c.device) % size)
+    if torch.is_grad_enabled():
+        return torch.addcmul(c * here, other, mirrored)
+    return c.mul_(here).addcmul_(other, mirrored)

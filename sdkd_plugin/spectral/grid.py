@@ -1,7 +1,7 @@
 """Fields on regular grids: Fourier where the data wrap around, cosines where they do not."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +14,9 @@ from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.transform import check_field, working_dtype
 
 Boundary = Literal["periodic", "reflect"]
+
+CACHED = 2**18
+"""Elements of a block of fields that a CPU transforms by the DCT at once."""
 
 
 class GridTransform(AbstractBasisTransform):
@@ -116,13 +119,23 @@ class GridTransform(AbstractBasisTransform):
     def _unscaled(self, x: Tensor) -> Tensor:
         if self.boundary == "periodic":
             return torch.fft.rfftn(x, dim=self.domain_axes)
-        return cosine.packed_cosines(x, self.domain_axes, self._twiddles(x.dtype))
+        twiddles = self._twiddles(x.dtype)
+        return self._in_blocks(lambda x: cosine.packed_cosines(x, self.domain_axes, twiddles), x)
 
     def _from_unscaled(self, coefficients: Tensor) -> Tensor:
         if self.boundary == "periodic":
             return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes)
-        twiddles = self._twiddles(coefficients.real.dtype)
-        return cosine.fields_from_packed(coefficients, self.shape[-1], self.domain_axes, twiddles)
+        twiddles, last = self._twiddles(coefficients.real.dtype), self.shape[-1]
+        return self._in_blocks(
+            lambda c: cosine.fields_from_packed(c, last, self.domain_axes, twiddles), coefficients
+        )
+
+    def _in_blocks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of a batch, block by block, so that its temporary tensors stay in the cache."""
+        if x.is_cuda or torch.is_grad_enabled() or x.ndim == len(self.shape):
+            return function(x)
+        samples = max(1, CACHED * len(x) // x.numel())
+        return torch.cat([function(block) for block in x.split(samples)])
 
     def _twiddles(self, dtype: torch.dtype) -> list[Tensor]:
         return [getattr(self, f"_twiddle_{axis}").to(dtype) for axis in range(len(self.shape))]
