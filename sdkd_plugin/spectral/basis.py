@@ -59,6 +59,10 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
     def _slot_energy(self) -> Float[Tensor, "..."]:
         """Energy of a real number 1 in each place of that layout."""
 
+    def _weighted(self, x: Tensor) -> Tensor:
+        """Fields times the weights of the inner product in which the basis is orthonormal."""
+        return x
+
     @property
     def _whole(self) -> bool:
         """Whether the basis spans all fields."""
@@ -106,7 +110,7 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
             return energy
         assert x is not None  # noqa: S101
         assert y is not None  # noqa: S101
-        rest = (x * y).flatten(1).sum(1) - energy.sum(1)
+        rest = (self._weighted(x) * y).flatten(1).sum(1) - energy.sum(1)
         return torch.cat([energy[:, :-1], energy[:, -1:] + rest[:, None]], 1)
 
     def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
@@ -115,11 +119,12 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         assert x is not None  # noqa: S101
         top = weights[:, -1:]
         rest = top.reshape(-1, *[1] * (x.ndim - 1)) * x
-        return rest + self._from_unscaled(self._times(a, (weights - top) @ tables[0]))
+        low = self._from_unscaled(self._times(a, (weights - top) @ tables[0]))
+        return self._weighted(rest + low)
 
     def _adjoint(self, a: Tensor, tables: Tensor) -> Tensor:
         energy = self._slot_energy().to(tables).flatten()
-        return self._from_unscaled(self._times(a, 1 / energy[None]))
+        return self._weighted(self._from_unscaled(self._times(a, 1 / energy[None])))
 
     @staticmethod
     def _reals(a: Tensor) -> Tensor:

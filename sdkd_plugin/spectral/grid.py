@@ -131,7 +131,7 @@ class GridTransform(AbstractBasisTransform):
         )
 
     def _in_blocks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A function of a batch, block by block, so that its temporary tensors stay in the cache."""
+        """A function of a batch in blocks, so that temporary tensors stay in the cache."""
         if x.is_cuda or torch.is_grad_enabled() or x.ndim == len(self.shape):
             return function(x)
         samples = max(1, CACHED * len(x) // x.numel())
