@@ -48,7 +48,7 @@ def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
     """
     if not isinstance(got, kind):
         raise ValueError(
-            f"`{argument}` is a {type(got).__name__}, expected a {kind.__name__}, {remedy}."
+            f"`{argument}` is of type {type(got).__name__}, expected {kind.__name__}, {remedy}."
         )
 
 
@@ -164,3 +164,16 @@ def check_batch(
             check_finite(name, value)
     if y is not None:
         check_finite("y", y if mask is None else y[mask.expand_as(y)])
+
+
+def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
+    """Refuse values that are NaN, Inf or below 0.
+
+    Raises:
+        ValueError: naming the argument, the lowest value and the remedy.
+    """
+    check_finite(argument, x)
+    if bool((x < 0).any()):
+        raise ValueError(
+            f"`{argument}` goes down to {float(x.min()):g}, expected none below 0; {remedy}."
+        )

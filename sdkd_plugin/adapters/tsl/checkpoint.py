@@ -152,7 +152,8 @@ def load_weights(
 def _arguments(model: nn.Module, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """The plain arguments that a model was built with, and the sizes it has as attributes."""
     known = plain(arguments or {})
-    for module in (model, getattr(model, "network", None)):  # our own tsl models have a network
+    network = getattr(model, "network", None)  # of our own tsl models
+    for module in (model, network, getattr(network, "sizes", None)):
         sizes = {name: getattr(module, name, None) for name in _SIZES}
         known |= {name: size for name, size in sizes.items() if isinstance(size, int)}
     return known
