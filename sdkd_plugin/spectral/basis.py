@@ -99,7 +99,7 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
             # Channel by channel, without a temporary tensor as large as the field.
             products = p[:, 0] * q[:, 0]
             for channel in range(1, p.shape[1]):
-                products = products.addcmul_(p[:, channel], q[:, channel])
+                products = torch.addcmul(products, p[:, channel], q[:, channel])
         if behind:
             first = 1 + len(self.domain_axes)
             products = products.sum(tuple(range(first, first + behind)))
