@@ -186,8 +186,11 @@ def named_inputs(model: nn.Module) -> InputNames:
         given = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
         given = []
-    names = frozenset(p.name for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    return InputNames(names, any(p.kind is p.VAR_KEYWORD for p in given))
+    kinds = {p.name: p.kind for p in given if p.kind is not p.VAR_POSITIONAL}
+    names = frozenset(
+        name for name, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD
+    )
+    return InputNames(names, len(names) < len(kinds))
 
 
 def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:

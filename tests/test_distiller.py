@@ -1,7 +1,6 @@
 """A distillation step in a loop of one's own: student, labels, masks, augmented inputs."""
 
 import copy
-import inspect
 import re
 
 import pytest
@@ -171,7 +170,8 @@ def test_a_students_own_nan_is_not_blamed_on_the_labels():
 
 def test_signatures_are_read_once(monkeypatch: pytest.MonkeyPatch):
     distiller = make()
-    monkeypatch.setattr(inspect, "signature", None)
+    # torch's own autograd functions read signatures too.
+    monkeypatch.setattr("sdkd_plugin.teachers.named_inputs", None)
     assert torch.equal(distiller.step(X, Y).total, distiller.step(X, Y).total)
     assert torch.equal(distiller(X), distiller.student(X))
 

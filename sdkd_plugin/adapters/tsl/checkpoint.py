@@ -15,8 +15,6 @@ import torch
 from torch import nn
 from tsl.engines import Predictor
 
-from sdkd_plugin.teachers import accepted_inputs
-
 _SIZES = ("input_size", "output_size", "exog_size", "n_nodes", "window", "horizon")
 _RECORD = "sdkd_model"
 _PREFIX = "model."
@@ -45,7 +43,9 @@ class PlainPredictor(Predictor):
 
     def predict_batch(self, batch: Any, *args: Any, **options: Any) -> Any:
         """As tsl's; a ValueError if the batch lacks an input that the model was trained with."""
-        given = accepted_inputs(self.model, dict(batch.input.items()))
+        forward = self._model_fwd_signature  # tsl's own record of the model's forward
+        any_name, names = forward["has_kwargs"], forward["signature"]
+        given = [name for name in batch.input.keys() if any_name or name in names]  # noqa: SIM118
         if self.training:
             self.inputs_trained_with = tuple(sorted(given))
         elif missing := [name for name in self.inputs_trained_with if name not in given]:
