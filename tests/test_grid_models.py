@@ -69,12 +69,14 @@ class GridModelContract(ModelContract):
             assert not torch.allclose(forecasts[i], forecasts[i - 1], atol=1e-4)
 
     def test_refuses_other_channels(self, make):
-        with pytest.raises(ValueError, match=r"`x` has 5 channels, expected 4 .*folded into"):
+        with pytest.raises(
+            ValueError, match=r"`x` has shape \(2, 5, 16, 24\), expected \(batch, 4, .*times"
+        ):
             make()(fields(2, channels=5))
 
     @pytest.mark.usefixtures("as_shipped")
     def test_refuses_a_field_without_a_batch(self, make):
-        with pytest.raises(ValueError, match=r"`x` has shape \(4, 16, 24\), expected \(batch"):
+        with pytest.raises(ValueError, match=r"`x` has shape \(4, 16, 24\), expected \(batch, 4"):
             make()(fields(1)[0])
 
     @pytest.mark.usefixtures("as_shipped")

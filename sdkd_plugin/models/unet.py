@@ -16,7 +16,7 @@ class UNet(nn.Module):
     Each level has two 3x3 convolutions with group normalisation and GELU; each coarser level has
     half the grid and twice the channels. Any grid works, odd sizes too. On a periodic grid whose
     sizes are multiples of ``2**depth`` it commutes with shifts by that many points, unless
-    ``coordinates`` is set.
+    ``coordinates`` is set. Its tap ``latent`` is the coarsest level.
 
     Args:
         in_channels: input frames times variables.
@@ -71,15 +71,9 @@ class UNet(nn.Module):
         )
         self.merge = nn.ModuleList(level(2 * fine, fine) for fine, _ in reversed(levels))
         self.readout = nn.Conv2d(width, out_channels, 1)
+        self.taps = {"latent": f"down.{depth}"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The coarsest level's activation: tap name to module path."""
-        return {"latent": f"down.{len(self.down) - 1}"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         x = self.locate(x)
