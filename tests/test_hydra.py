@@ -202,6 +202,7 @@ def test_any_hparam_reaches_the_model_and_an_unknown_one_is_refused(
 
     def record(self, **arguments):
         nn.Module.__init__(self)
+        self.taps = {}
         made.append(arguments)
 
     monkeypatch.setattr(network, "__init__", record)

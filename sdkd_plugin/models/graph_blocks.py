@@ -68,12 +68,12 @@ class GraphSizes:
                 )
         if u is None and not self.exog_size:
             return None
-        got = "is None" if u is None else f"has shape {tuple(u.shape)}"
+        given = "is None" if u is None else f"has shape {tuple(u.shape)}"
         shapes = [(*x.shape[:n], self.exog_size) for n in (2, 3)]
         if u is None or not self.exog_size or tuple(u.shape) not in shapes:
             wanted = f"covariates {shapes[0]} (shared by all nodes) or {shapes[1]}"
             raise ValueError(
-                f"`u` {got}, expected {wanted if self.exog_size else None}: the model was built "
+                f"`u` {given}, expected {wanted if self.exog_size else None}: the model was built "
                 f"with `exog_size={self.exog_size}`, the number of covariates' features."
             )
         return u.unsqueeze(2) if u.ndim == 3 else u

@@ -16,11 +16,8 @@ from sdkd_plugin.teachers import Teacher
 
 _GRAPH = ("normalization", "symmetrization", "method")
 _BANDS = ("cutoff", "transition")
-_LOSS = tuple(
-    name
-    for name, parameter in inspect.signature(DistillationLoss).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-)
+_PARAMETERS = inspect.signature(DistillationLoss).parameters.values()
+_LOSS = [each.name for each in _PARAMETERS if each.kind is each.KEYWORD_ONLY]
 
 
 def loss_from_config(
@@ -33,15 +30,13 @@ def loss_from_config(
     """The distillation loss that a configuration describes, such as ``cfg.sdkd.distill``.
 
     Options are those of `DistillationLoss`, of `GraphTransform.from_edges` (``normalization``,
-    ``symmetrization``), and of the bands: ``cutoff``, the edge of the low band as a share of the
-    highest frequency or an ascending list of edges, and ``transition``, the width of smooth edges.
-    ``latents`` is a list of mappings of the fields of `LatentPair`. ``teacher``, the folder of a
-    trained teacher, is for the caller. An option that is missing has its default.
+    ``symmetrization``), and of `Bands`: ``cutoff``, one edge or an ascending list of them, and
+    ``transition``. ``latents`` is a list of mappings of the fields of `LatentPair`. ``teacher``,
+    the folder of a trained teacher, is for the caller. A missing option has its default.
 
     Args:
         config: names and values; an OmegaConf configuration too.
-        teacher: the model or models. To check a configuration before a teacher is trained, pass
-            any function.
+        teacher: the model or models; any function, to check a configuration alone.
         edge_index: source and target of each edge.
         edge_weight: not negative; None is 1 for every edge.
         n_nodes: nodes of the graph.
@@ -72,8 +67,8 @@ def loss_from_config(
 
 
 def _pair(options: Mapping[str, Any]) -> LatentPair:
+    known = [field.name for field in fields(LatentPair) if field.name != "bands"]
     for name in options:
-        known = [field.name for field in fields(LatentPair) if field.name != "bands"]
         check_choice("a field of sdkd.distill.latents", name, known)
     index = options.get("teacher_index")
     return LatentPair(**{**options, "teacher_index": None if index is None else int(index)})

@@ -1,7 +1,4 @@
-"""Names that a configuration may use, and the classes they stand for.
-
-Here live the allowlists: a class that is not in them is never made.
-"""
+"""The classes that a configuration may name; any other is never made."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -24,7 +21,7 @@ def get_model_class(name: str) -> type[nn.Module]:
             short form in tsl's examples, such as ``dcrnn`` for ``DCRNNModel``.
 
     Raises:
-        ValueError: if there is none of that name; the message lists them.
+        ValueError: if there is none of that name, listing them.
 
     Example:
         >>> get_model_class("sdkd_student").__name__, get_model_class("gwnet").__name__
@@ -62,41 +59,33 @@ def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) 
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ValueError(
-            f"`model.hparams` of {name}: {error}; add it to the configuration."
-        ) from error
+        wrong = f"`model.hparams` of {name}: {error}; add it to the configuration."
+        raise ValueError(wrong) from error
     return network(**arguments)
 
 
 def get_optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The optimizer of ``torch.optim`` of a name; a ValueError lists them if there is none."""
+    """The optimizer of a name in ``torch.optim``; a ValueError lists them if there is none."""
     return _subclass("optimizer.name", name, torch.optim, torch.optim.Optimizer)
 
 
 def get_scheduler_class(name: str) -> type[lr_scheduler.LRScheduler]:
-    """The scheduler of ``torch.optim.lr_scheduler`` of a name; a ValueError lists them."""
+    """The scheduler of a name in ``torch.optim.lr_scheduler``; a ValueError lists them."""
     return _subclass("lr_scheduler.name", name, lr_scheduler, lr_scheduler.LRScheduler)
 
 
 def _subclass(argument: str, name: str, module: Any, base: type) -> Any:
-    known = {
-        key: value
-        for key, value in sorted(vars(module).items())
-        if isinstance(value, type) and issubclass(value, base) and value is not base
-        if not key.startswith("_")
-    }
-    check_choice(argument, name, known)
-    return known[name]
+    classes = {name: each for name, each in vars(module).items() if isinstance(each, type)}
+    public = sorted(each for each in classes if not each.startswith("_"))
+    check_choice(argument, name, [n for n in public if base in classes[n].__mro__[1:]])
+    return classes[name]
 
 
 def check_hparams(argument: str, kind: type, options: Mapping[str, Any]) -> None:
     """Refuse options that a class does not take; ``argument`` is their name in the configuration.
 
     Raises:
-        ValueError: at the first unknown option, with a list of the known ones.
-
-    Example:
-        >>> check_hparams("optimizer.hparams", torch.optim.Adam, {"lr": 1e-3})
+        ValueError: at the first unknown option, listing the known ones.
     """
     for option in options:
         check_choice(argument, option, inspect.signature(kind).parameters)
@@ -106,18 +95,15 @@ def refuse_targets(config: Any, path: str = "config") -> None:
     """Refuse a configuration that names code to run, as Hydra's ``instantiate`` would.
 
     Raises:
-        ValueError: at the first ``_target_``, with its value and its place below ``path``.
-
-    Example:
-        >>> refuse_targets({"model": {"name": "gwnet"}})
+        ValueError: at the first ``_target_``, with its place below ``path``.
     """
     if isinstance(config, Mapping):
-        if "_target_" in config:
-            raise ValueError(
-                f"`{path}._target_` is {config['_target_']!r}, expected none: models, optimizers "
-                "and schedulers are made by their `name`, from lists."
-            )
         for key, value in config.items():
+            if key == "_target_":
+                raise ValueError(
+                    f"`{path}._target_` is {value!r}, expected none: models, optimizers and "
+                    "schedulers are made by their `name`, from lists."
+                )
             refuse_targets(value, f"{path}.{key}")
     elif isinstance(config, Sequence) and not isinstance(config, str):
         for i, value in enumerate(config):
