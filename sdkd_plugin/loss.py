@@ -89,9 +89,7 @@ class DistillationTerms:
         }.items():
             for i, value in enumerate(() if values is None else values):
                 scalars[f"{name}_{i}"] = value
-        for name, value in self.features.items():
-            scalars[f"kd_{name}"] = value
-        return scalars
+        return scalars | {f"kd_{name}": value for name, value in self.features.items()}
 
 
 class DistillationLoss(nn.Module):
@@ -186,8 +184,6 @@ class DistillationLoss(nn.Module):
         self._input_names = frozenset().union(*(names for names, _ in self._inputs))
         self._any_name = any(any_name for _, any_name in self._inputs)
         self._taps = [self._taps_of(i) for i in range(len(self._teachers))]
-        for each, taps in zip(self._teachers, self._taps, strict=True):
-            check_taps(each, taps)
         self._seen_a_batch = False
 
     def _taps_of(self, index: int) -> tuple[str, ...]:
@@ -205,6 +201,7 @@ class DistillationLoss(nn.Module):
             raise ValueError(
                 f"`latents` is {[pair.name for pair in self.latents]}, expected each pair once."
             )
+        check_taps(self._teachers[index], names)
         return tuple(dict.fromkeys(names))
 
     def fit_latents(self, student: nn.Module, x: Tensor, **inputs: Any) -> "DistillationLoss":
@@ -285,9 +282,7 @@ class DistillationLoss(nn.Module):
         """
         outputs = []
         for i, (names, any_name) in enumerate(self._inputs):
-            taken = inputs
-            if inputs and not any_name:
-                taken = {n: v for n, v in inputs.items() if n in names}
+            taken = {n: v for n, v in inputs.items() if any_name or n in names} if inputs else {}
             outputs.append(call_model(self._teachers[i], x, taken, self._taps[i]))
         return tuple(outputs)
 
@@ -353,8 +348,7 @@ class DistillationLoss(nn.Module):
             self._seen_a_batch = True
             warn_of_empty_bands(forecasts, self._names, self.transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
-        total = terms.total
-        features: dict[str, Tensor] = {}
+        total, features = terms.total, dict[str, Tensor]()
         if self.latents:
             if self.latent_losses is None:
                 raise ValueError(
