@@ -1,7 +1,4 @@
-"""What the grid models share: convolutions, encoder and decoder, coordinates, checks of inputs.
-
-Attention is in `stalternet`, translators in `simvp`; the graph models share `graph_blocks`.
-"""
+"""What the grid models share: convolutions, encoder and decoder, coordinates, checks of inputs."""
 
 import math
 from collections.abc import Sequence
@@ -99,7 +96,7 @@ class LayerNorm2d(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
-        """Normalise each point's channels to mean 0 and variance 1, then scale and shift."""
+        """Normalise the channels of each point."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -111,14 +108,12 @@ class Upsample(nn.Module):
     point equally often at stride 2; a kernel of 3 would leave a checkerboard.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, padding: Padding) -> None:
+    def __init__(self, c_in: int, c_out: int, *, padding: Padding) -> None:
         super().__init__()
         self.pad_mode = _PAD_MODE[padding]
         # Padding 3 = 1 of the plain stride-2 layer, plus the ring's 2 output points a side.
-        self.conv = nn.ConvTranspose2d(
-            in_channels, out_channels, 4, stride=2, padding=3, bias=False
-        )
-        self.norm = group_norm(out_channels)
+        self.conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=3, bias=False)
+        self.norm = group_norm(c_out)
 
     def forward(
         self, x: Float[Tensor, "batch c_in mx my"], shape: Sequence[int]

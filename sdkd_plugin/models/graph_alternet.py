@@ -136,8 +136,7 @@ class GraphAlterNet(GraphForecaster):
         window: steps to read. Where it is no multiple of ``patch_size``, the first step is
             repeated in front.
         n_nodes: nodes of the graph.
-        input_size: features of a reading.
-        output_size: features of a forecast; by default ``input_size``.
+        input_size, output_size: features of a reading and of a forecast, by default the same.
         exog_size: features of the covariates, 0 for none. All steps of the window are read.
         hidden_size: channels of the latent; a multiple of ``n_heads``.
         emb_size: length of a node's learned vector, 0 for none.
@@ -146,7 +145,7 @@ class GraphAlterNet(GraphForecaster):
         patch_size: steps in a token. More make a cheaper model.
         hops: edges that one graph convolution reaches across, in either direction.
         decoder_size: hidden channels of the decoder.
-        dropout: probability, inside blocks, encoder and decoder.
+        dropout: probability inside blocks, encoder and decoder.
         emb_dropout: probability that a node's learned vector is zeroed in a training step.
         residual: whether the forecast adds to the last reading.
 

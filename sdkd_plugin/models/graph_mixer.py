@@ -29,17 +29,15 @@ class GraphMixer(GraphForecaster):
     ``blocks(h)``, (batch, nodes, channels).
 
     Args:
-        horizon: steps to forecast.
-        window: steps to read.
+        horizon, window: steps to forecast and to read.
         n_nodes: nodes of the graph.
-        input_size: features of a reading.
-        output_size: features of a forecast; by default ``input_size``.
+        input_size, output_size: features of a reading and of a forecast, by default the same.
         exog_size: features of the covariates, 0 for none. All steps of the window are read.
         hidden_size: channels of the latent.
         emb_size: length of a node's learned vector, 0 for none.
         n_layers: residual blocks.
         hops: how often the window is propagated; 0 makes the model graph-free.
-        dropout: probability, inside the blocks.
+        dropout: probability inside the blocks.
         emb_dropout: probability that a node's learned vector is zeroed in a training step.
         residual: whether the forecast adds to the last reading.
 

@@ -39,8 +39,7 @@ class MLPMixer(nn.Module):
     ``latent`` is the tokens after the last block, on their grid.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         shape: the grid (nx, ny), multiples of ``patch``.
         patch: points of a patch along each axis.
         width: channels of a token. At depth 3 on a 64 x 64 grid, with 10 frames in and 10 out,

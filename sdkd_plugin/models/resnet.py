@@ -21,8 +21,7 @@ class ResNet(nn.Module):
     points, on even sizes), unless ``coordinates`` is set. Its tap ``latent`` is the last block.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels of all hidden layers. At depth 4 and downsampled, with 10 frames in and 10
             out, 14 is 19 thousand parameters and 238 is 5 million.
         depth: residual blocks.

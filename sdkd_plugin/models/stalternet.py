@@ -121,8 +121,7 @@ class STAlterNet(nn.Module):
     ``latent_high`` and ``latent_low``.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**n_downsampling``.
         depth: latent evolution blocks.
         heads: attention heads; the latent's channels over the heads are a multiple of 4.

@@ -19,8 +19,7 @@ class UNet(nn.Module):
     ``coordinates`` is set. Its tap ``latent`` is the coarsest level.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**depth``. At depth 2, with
             10 frames in and 10 out, 6 is 17 thousand parameters and 106 is 5 million.
         depth: halvings of the grid.

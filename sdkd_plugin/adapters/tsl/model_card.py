@@ -32,11 +32,9 @@ class DataCard:
     """The data that a forecaster fits.
 
     Args:
-        window: steps to read.
-        horizon: steps to forecast.
+        window, horizon: steps to read and to forecast.
         node_ids: of the sensors, in order.
-        scaler_bias: what the scaler subtracts, flattened.
-        scaler_scale: what the scaler divides by, flattened.
+        scaler_bias, scaler_scale: what the scaler subtracts and divides by, flattened.
         step_minutes: between readings, None where the data have no times.
         covariates: features of ``u``, 0 for none.
         graph: checksum of the edges and their weights, "" for no graph.
@@ -70,11 +68,7 @@ class DataCard:
         )
 
     def check_fits(self, data: "DataCard", folder: str | os.PathLike[str]) -> None:
-        """Refuse other data than those of this card, which is of the forecaster in a folder.
-
-        Raises:
-            ValueError: naming the first difference, both values, and what to do.
-        """
+        """Refuse, by a ValueError, other data than those of this card of a forecaster's folder."""
         theirs = data._flat()
         for name, mine in self._flat().items():
             other: Any = theirs.get(name)
@@ -103,8 +97,7 @@ class ModelCard:
 
     Args:
         model: name, as in `get_model_class`.
-        sizes: from the data.
-        hparams: from the configuration.
+        sizes, hparams: from the data, and from the configuration.
         data: which data it fits.
         notes: on the training, for the reader.
     """

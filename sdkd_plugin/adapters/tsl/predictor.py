@@ -44,9 +44,9 @@ class DistillationPredictor(PlainPredictor):
         **predictor: the other arguments of tsl's ``Predictor``.
 
     Raises:
-        ValueError: if ``loss`` is not a `DistillationLoss`, there is no student, it shares weights
-            with a teacher, or the transform does not fit the teachers; in a step, if the mask is
-            of another shape than the target or the batch does not fit the transform.
+        ValueError: if ``loss`` is no `DistillationLoss`, there is no student, it shares weights
+            with a teacher, or the transform does not fit the teachers; in a step, if the mask does
+            not fit the target or the batch the transform.
     """
 
     def __init__(
@@ -77,10 +77,8 @@ class DistillationPredictor(PlainPredictor):
         self, *args: Any, ignore: Sequence[str] = (), frame: FrameType | None = None, **options: Any
     ) -> None:
         """Lightning's, without the loss, which a checkpoint must not hold."""
-        caller = cast(FrameType, inspect.currentframe()).f_back
-        super().save_hyperparameters(
-            *args, ignore=[*ignore, "loss"], frame=frame or caller, **options
-        )
+        frame = frame or cast(FrameType, inspect.currentframe()).f_back
+        super().save_hyperparameters(*args, ignore=[*ignore, "loss"], frame=frame, **options)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Task loss as tsl computes it, plus the distillation terms."""

@@ -1,7 +1,4 @@
-"""Sensors that teacher and student do not share: matched by id, and a teacher read out at them.
-
-The transform for sensors that the teacher does not know, `SharedSensors`, is in `graphs`.
-"""
+"""Sensors that teacher and student do not share: matched by id, and a teacher read out at them."""
 
 from collections import Counter
 from collections.abc import Sequence
