@@ -205,7 +205,7 @@ def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[...,
             return share * task_loss(out, y=y, mask=mask, **rows)
         if not bool(mask.all()):
             if type(task_loss) is not LpLoss:
-                # A derivative sees the jump of zeroed fields at the mask's edge, a mean their zeros.
+                # A derivative sees the jump of zeroed fields at the edge, a mean their zeros.
                 given = getattr(task_loss, "__name__", type(task_loss).__name__)
                 raise ValueError(
                     f"`mask` leaves out some labels of a sample, but `task_loss` ({given}) has no "
