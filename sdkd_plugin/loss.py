@@ -1,7 +1,6 @@
 """The distillation loss: what a student's forecast is compared with, and the parts of the result.
 
-Here live `DistillationLoss`, which knows no student, and `DistillationTerms`. A student with its
-task loss is in `distiller`; calling teachers is in `teachers`.
+A student with its task loss is in `distiller`; calling teachers is in `teachers`.
 """
 
 import copy
@@ -28,6 +27,7 @@ from sdkd_plugin.losses.teacher_weights import (
 )
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
+    InputNames,
     Resolutions,
     Teacher,
     TeacherOutput,
@@ -71,22 +71,16 @@ class DistillationTerms:
         return replace(self, total=total, task=task.detach())
 
     def scalars(self) -> dict[str, Tensor]:
-        """Named numbers without gradient, for a logger.
+        """Numbers without gradient, for a logger.
 
-        Example:
-            >>> zero = torch.tensor(0.0)
-            >>> terms = DistillationTerms(zero, zero, torch.zeros(2), {}, torch.ones(2))
-            >>> list(terms.scalars())
-            ['total', 'task', 'kd_band_0', 'kd_band_1', 'weight_0', 'weight_1']
+        Their names are ``total``, ``task``, ``kd_band_0``, ``weight_0`` and so on for each band,
+        ``teacher_weight_0`` and so on, and ``kd_student<-teacher`` for each latent pair.
         """
         scalars = {"total": self.total.detach()}
         if self.task is not None:
             scalars["task"] = self.task
-        for name, values in {
-            "kd_band": self.frequency,
-            "weight": self.band_weights,
-            "teacher_weight": self.teacher_weights,
-        }.items():
+        vectors = (self.frequency, self.band_weights, self.teacher_weights)
+        for name, values in zip(("kd_band", "weight", "teacher_weight"), vectors, strict=True):
             for i, value in enumerate(() if values is None else values):
                 scalars[f"{name}_{i}"] = value
         return scalars | {f"kd_{name}": value for name, value in self.features.items()}
@@ -99,10 +93,11 @@ class DistillationLoss(nn.Module):
     teacher's, g the weighted band masks and L the domain's Laplacian. Several teachers are averaged
     first, which gives the same gradient as averaging their losses.
 
-    Nothing given is changed. Teachers and transform are copied; the copies share memory with the
-    originals until the loss is moved to another device or dtype. Weightings and aggregations are
-    copied too. The teachers are in eval mode and without gradients, move with the loss, and are
-    not in ``parameters()``, ``state_dict()`` or ``train()``. ``parameters()`` are the projectors'.
+    Nothing given is changed. Teachers, transform, weighting and aggregation are copied; the weights
+    of teachers and transform share memory with the originals until the loss is moved to another
+    device or dtype. The teachers are in eval mode and without gradients, move with the loss, and
+    are not in ``parameters()``, ``state_dict()`` or ``train()``. ``parameters()`` are the
+    projectors'.
 
     Args:
         teacher: a module, a function, or several; called as ``teacher(x, **inputs)`` with the
@@ -165,57 +160,44 @@ class DistillationLoss(nn.Module):
         check_choice("resolutions", resolutions, get_args(Resolutions))
         check_type("latents", latents, Sequence, "such as [LatentPair('latent', 'latent')]")
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
-        self._teachers = frozen_copies(teacher)
+        self.teachers = frozen_copies(teacher)
         self.frequency = FrequencyAlignedLoss(
             aliased_copy(transform),
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
         )
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
-        self.aggregation.check(len(self._teachers))
+        self.aggregation.check(len(self.teachers))
         self.kd_weight = kd_weight
         self.teacher_bound = teacher_bound
         self.resolutions = resolutions
         self.check_finite = check_finite
+        # Whether labels decide how the teachers are weighted.
+        self.needs_labels = (
+            teacher_bound is not None
+            or self.aggregation.needs_labels
+            or self.frequency.weighting.needs_teacher_error
+        )
         self.latents = tuple(latents)
         self.latent_losses: LatentLosses | None = None
-        self._names = [f"teacher {i} ({type(t).__name__})" for i, t in enumerate(self._teachers)]
-        self._inputs = [named_inputs(each) for each in self._teachers]
-        self._input_names = frozenset().union(*(names for names, _ in self._inputs))
-        self._any_name = any(any_name for _, any_name in self._inputs)
-        self._taps = [self._taps_of(i) for i in range(len(self._teachers))]
+        _check_pairs(self.latents, len(self.teachers))
+        self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.latents))
+        self._taps = [
+            tuple(dict.fromkeys(p.teacher for p in self.latents if p.teacher_index in (None, i)))
+            for i in range(len(self.teachers))
+        ]
+        for each, taps in zip(self.teachers, self._taps, strict=True):
+            check_taps(each, taps)
+        self._names = [f"teacher {i} ({type(t).__name__})" for i, t in enumerate(self.teachers)]
+        self._inputs = [named_inputs(each) for each in self.teachers]
+        self.inputs = InputNames.any_of(self._inputs)
         self._seen_a_batch = False
-
-    def _taps_of(self, index: int) -> tuple[str, ...]:
-        names = []
-        for pair in self.latents:
-            check_type("latents", pair, LatentPair, "such as LatentPair('latent', 'latent')")
-            if (pair.teacher_index or 0) >= len(self._teachers):
-                raise ValueError(
-                    f"`LatentPair.teacher_index` is {pair.teacher_index}, expected a teacher from "
-                    f"0 to {len(self._teachers) - 1}."
-                )
-            if pair.teacher_index in (None, index):
-                names.append(pair.teacher)
-        if len({pair.name for pair in self.latents}) < len(self.latents):
-            raise ValueError(
-                f"`latents` is {[pair.name for pair in self.latents]}, expected each pair once."
-            )
-        check_taps(self._teachers[index], names)
-        return tuple(dict.fromkeys(names))
 
     def fit_latents(self, student: nn.Module, x: Tensor, **inputs: Any) -> "DistillationLoss":
         """Make the projectors of the latent pairs, for a student and an example of its inputs.
 
-        The student is run once, in eval mode and without gradient, and not kept.
-
-        Args:
-            student: the model to be trained.
-            x: inputs of any batch size.
-            **inputs: further inputs of student and teachers.
-
-        Returns:
-            this loss.
+        The student is run once, in eval mode and without gradient, and not kept. ``x`` may have any
+        batch size; ``inputs`` are further inputs of student and teachers. Returns this loss.
 
         Raises:
             ValueError: if a tap of the student does not exist, or latents do not fit.
@@ -237,11 +219,6 @@ class DistillationLoss(nn.Module):
         return self
 
     @property
-    def teachers(self) -> tuple[nn.Module, ...]:
-        """The frozen copies of the teachers."""
-        return self._teachers
-
-    @property
     def transform(self) -> AbstractTransform:
         """The domain of the forecasts."""
         return self.frequency.transform
@@ -251,39 +228,23 @@ class DistillationLoss(nn.Module):
         """The partition of its frequencies."""
         return self.frequency.bands
 
-    @property
-    def student_taps(self) -> tuple[str, ...]:
-        """Taps of the student that the latent pairs name."""
-        return tuple(dict.fromkeys(pair.student for pair in self.latents))
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labels decide how the teachers are weighted."""
-        return (
-            self.teacher_bound is not None
-            or self.aggregation.needs_labels
-            or self.frequency.weighting.needs_teacher_error
-        )
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationLoss":
         """Move the teachers along with everything else."""
         super()._apply(fn, recurse)
-        for teacher in self._teachers:
+        for teacher in self.teachers:
             teacher._apply(fn, recurse)
         return self
 
     @torch.no_grad()
     def teacher_outputs(self, x: Tensor, **inputs: Any) -> tuple[TeacherOutput, ...]:
-        """The output of each teacher for a batch, without gradient.
+        """The output of each teacher for inputs ``(batch, ...)``, without gradient.
 
-        Args:
-            x: inputs, the first axis the batch.
-            **inputs: further inputs; each teacher gets those that it accepts.
+        Each teacher gets those of the further inputs that it accepts.
         """
         outputs = []
-        for i, (names, any_name) in enumerate(self._inputs):
-            taken = {n: v for n, v in inputs.items() if any_name or n in names} if inputs else {}
-            outputs.append(call_model(self._teachers[i], x, taken, self._taps[i]))
+        for teacher, names, taps in zip(self.teachers, self._inputs, self._taps, strict=True):
+            taken = accepted_inputs(names, inputs) if inputs else inputs
+            outputs.append(call_model(teacher, x, taken, taps))
         return tuple(outputs)
 
     def forward(
@@ -312,8 +273,8 @@ class DistillationLoss(nn.Module):
             ValueError: if shapes do not match, a value is NaN or Inf, a mask has no labels, or
                 neither ``x`` nor ``outputs`` is given.
         """
-        if inputs and not self._any_name:
-            inputs = {n: v for n, v in inputs.items() if n in self._input_names}
+        if inputs:
+            inputs = accepted_inputs(self.inputs, inputs)
         check_batch(x, y, mask, inputs, finite=self.check_finite)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs)
 
@@ -336,19 +297,15 @@ class DistillationLoss(nn.Module):
             outputs = self.teacher_outputs(x, **inputs)
         if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
+        transform, finite = self.frequency.transform, self.check_finite
         forecasts = checked_forecasts(
-            outputs,
-            self._names,
-            forecast,
-            self.frequency.transform,
-            resolutions=self.resolutions,
-            finite=self.check_finite,
+            outputs, self._names, forecast, transform, self.resolutions, finite
         )
-        if self.check_finite and not self._seen_a_batch:
+        if finite and not self._seen_a_batch:
             self._seen_a_batch = True
-            warn_of_empty_bands(forecasts, self._names, self.transform, self.bands)
+            warn_of_empty_bands(forecasts, self._names, transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
-        total, features = terms.total, dict[str, Tensor]()
+        total, features = terms.total, {}
         if self.latents:
             if self.latent_losses is None:
                 raise ValueError(
@@ -368,18 +325,14 @@ class DistillationLoss(nn.Module):
         )
 
     def _frequency_terms(
-        self,
-        forecast: Tensor,
-        forecasts: Sequence[Tensor],
-        y: Tensor | None,
-        mask: Tensor | None,
+        self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None
     ) -> tuple[FrequencyTerms, Tensor]:
         """The frequency-aligned loss to the weighted mean of the teachers, and their weights."""
         band_weights = None
         if len(forecasts) == 1:
             target, weights = forecasts[0], forecasts[0].new_ones(1)
         else:
-            teachers, gradients = torch.stack(list(forecasts)), None
+            teachers, gradients = torch.stack(forecasts), None
             if self.aggregation.needs_gradients:
                 # The bands' weights come first: a weighting may keep averages of what it measures.
                 with torch.no_grad():
@@ -398,3 +351,16 @@ class DistillationLoss(nn.Module):
             forecast, target, y, mask, weights=band_weights, sample_weights=kept
         )
         return terms, weights
+
+
+def _check_pairs(pairs: Sequence[LatentPair], n_teachers: int) -> None:
+    for pair in pairs:
+        check_type("latents", pair, LatentPair, "such as LatentPair('latent', 'latent')")
+        if (pair.teacher_index or 0) >= n_teachers:
+            raise ValueError(
+                f"`LatentPair.teacher_index` is {pair.teacher_index}, expected a teacher from 0 to "
+                f"{n_teachers - 1}."
+            )
+    names = [pair.name for pair in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`latents` is {names}, expected each pair once.")

@@ -1,16 +1,18 @@
 """Teachers: private frozen copies of any callable model, and their outputs.
 
-Here live the copies, the call of a model with the inputs it accepts, the checks of what a teacher
-returns, and `precompute`. What is learned from the outputs is in `loss`.
+Here live the copies, the call of a model with the inputs it accepts and the checks of what it
+returns. What is learned from the outputs is in `loss`.
 """
 
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
+import jaxtyping
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -45,15 +47,15 @@ class TeacherOutput:
 
     def select(self, rows: Int[Tensor, " rows"]) -> "TeacherOutput":
         """The output for some of the samples."""
-        return TeacherOutput(
-            self.forecast[rows], {tap: latent[rows] for tap, latent in self.latents.items()}
-        )
+        return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "TeacherOutput":
         """The output on a device."""
-        return TeacherOutput(
-            self.forecast.to(device), {tap: each.to(device) for tap, each in self.latents.items()}
-        )
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "TeacherOutput":
+        latents = {tap: change(latent) for tap, latent in self.latents.items()}
+        return TeacherOutput(change(self.forecast), latents)
 
 
 class FunctionTeacher(nn.Module):
@@ -73,9 +75,6 @@ def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]
 
     The originals are not changed. A scripted, traced or exported teacher is copied with its
     weights. DistributedDataParallel is taken off.
-
-    Raises:
-        ValueError: if there is no teacher, or one is not callable or cannot be copied.
     """
     several = isinstance(teacher, nn.ModuleList) or not callable(teacher)
     if several and (isinstance(teacher, str) or not isinstance(teacher, Iterable)):
@@ -122,10 +121,7 @@ def _trains(node: Node) -> bool:
 
 
 def aliased_copy(module: Module) -> Module:
-    """A copy of a module with parameters and buffers of its own that share the original's memory.
-
-    ``.to()`` of the copy does not change the original.
-    """
+    """A copy whose weights share the original's memory; ``.to()`` changes only the copy."""
     memo: dict[int, Any] = {}
     if isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):
         for tensor in (*module.parameters(), *module.buffers()):
@@ -137,11 +133,7 @@ def aliased_copy(module: Module) -> Module:
 
 
 def check_no_shared_weights(teachers: Iterable[nn.Module], student: nn.Module) -> None:
-    """Refuse a student whose training would change a teacher.
-
-    Raises:
-        ValueError: if a teacher and the student have weights in the same memory.
-    """
+    """Refuse a student whose training would change a teacher."""
     trained = _storages(student.parameters())
     if any(trained & _storages((*each.parameters(), *each.buffers())) for each in teachers):
         raise ValueError(
@@ -156,14 +148,27 @@ def _storages(tensors: Iterable[Tensor]) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in dense} - {0}
 
 
-def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
-    """Names of a model's forward parameters after the first, and whether it takes any others.
+class InputNames(NamedTuple):
+    """Names of a model's forward parameters after the first, and whether it takes any others."""
+
+    names: frozenset[str]
+    any_name: bool
+
+    @classmethod
+    def any_of(cls, several: Iterable["InputNames"]) -> "InputNames":
+        """What at least one of several models accepts."""
+        names, any_name = zip(*several, strict=True)
+        return cls(frozenset().union(*names), any(any_name))
+
+
+def named_inputs(model: nn.Module) -> InputNames:
+    """The inputs that a model accepts.
 
     Wrappers of torch (DataParallel, DistributedDataParallel, ``torch.compile``) are looked through.
 
     Example:
         >>> named_inputs(nn.Bilinear(2, 2, 1))
-        (frozenset({'input2'}), False)
+        InputNames(names=frozenset({'input2'}), any_name=False)
     """
     while True:
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
@@ -176,37 +181,30 @@ def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
     schema = getattr(forward, "schema", None)
     if schema is not None:  # scripted or traced: x comes first, or self and x
         first = 1 if isinstance(model, FunctionTeacher) else 2
-        return frozenset(argument.name for argument in schema.arguments[first:]), False
+        return InputNames(frozenset(a.name for a in schema.arguments[first:]), any_name=False)
     try:
-        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        given = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
-        parameters = []
-    names, any_name = set(), False
-    for p in parameters:
-        if p.kind is p.VAR_KEYWORD:
-            any_name = True
-        elif p.kind is not p.VAR_POSITIONAL:
-            names.add(p.name)
-    return frozenset(names), any_name
+        given = []
+    names = frozenset(p.name for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return InputNames(names, any(p.kind is p.VAR_KEYWORD for p in given))
 
 
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the inputs that a model's forward accepts, by name or in its ``**kwargs``.
+
+    In a training step give what `named_inputs` found once.
 
     Example:
         >>> accepted_inputs(nn.Bilinear(2, 2, 1), {"input2": 1, "edge_index": 2})
         {'input2': 1}
     """
-    names, any_name = named_inputs(model)
+    names, any_name = model if isinstance(model, InputNames) else named_inputs(model)
     return {name: value for name, value in inputs.items() if any_name or name in names}
 
 
 def check_taps(model: nn.Module, taps: Iterable[str]) -> None:
-    """Refuse taps that do not exist, or that hooks cannot read.
-
-    Raises:
-        ValueError: naming the tap or the wrapper.
-    """
+    """Refuse taps that do not exist, or that hooks cannot read."""
     unread = torch.jit.ScriptModule | nn.DataParallel | GraphModule
     for tap in taps:
         if isinstance(model, unread) or hasattr(model, "_orig_mod"):
@@ -221,23 +219,14 @@ def check_taps(model: nn.Module, taps: Iterable[str]) -> None:
 def call_model(
     model: nn.Module, x: Tensor, inputs: Mapping[str, Any], taps: Sequence[str] = ()
 ) -> TeacherOutput:
-    """A model's forecast and the activations of its taps.
-
-    Args:
-        model: called as ``model(x, **inputs)``.
-        x: inputs, the first axis the batch.
-        inputs: those that it accepts.
-        taps: names, as `TapReader` takes them.
-
-    Raises:
-        ValueError: if a tap was not reached, or the forecast is not a tensor.
-    """
+    """A model's forecast, which must be a tensor, and the activations of its taps."""
+    latents: dict[str, Tensor] = {}
     if taps:
         with TapReader(model, taps) as reader:
             forecast = model(x, **inputs)
         latents = reader.read()
     else:
-        forecast, latents = model(x, **inputs), {}
+        forecast = model(x, **inputs)
     if not isinstance(forecast, Tensor):
         raise ValueError(
             f"`{type(model).__name__}` returns a {type(forecast).__name__}, expected one tensor: "
@@ -260,9 +249,6 @@ def precompute(
         one output a teacher on the CPU, its rows in the order of the batches. Pass
         ``[output.select(rows) for output in outputs]`` to a step as ``outputs``.
 
-    Raises:
-        ValueError: if there is no batch.
-
     Example:
         >>> from sdkd_plugin import DistillationLoss
         >>> loss = DistillationLoss(nn.Conv2d(1, 1, 1), GridTransform((8, 8)))
@@ -274,20 +260,15 @@ def precompute(
     device = next((p.device for teacher in loss.teachers for p in teacher.parameters()), None)
     parts: list[list[TeacherOutput]] = []
     for batch in batches:
-        inputs = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
         parts.append([output.to("cpu") for output in loss.teacher_outputs(**inputs)])
     if not parts:
         raise ValueError("`batches` is empty, expected at least one batch.")
-    return tuple(
-        TeacherOutput(
-            torch.cat([part.forecast for part in of_teacher]),
-            {tap: torch.cat([p.latents[tap] for p in of_teacher]) for tap in of_teacher[0].latents},
-        )
-        for of_teacher in zip(*parts, strict=True)
-    )
+    whole = []
+    for each in zip(*parts, strict=True):
+        latents = {tap: torch.cat([part.latents[tap] for part in each]) for tap in each[0].latents}
+        whole.append(TeacherOutput(torch.cat([part.forecast for part in each]), latents))
+    return tuple(whole)
 
 
 def checked_forecasts(
@@ -295,7 +276,6 @@ def checked_forecasts(
     names: Sequence[str],
     forecast: Tensor,
     transform: AbstractTransform,
-    *,
     resolutions: Resolutions,
     finite: bool,
 ) -> list[Tensor]:
@@ -303,24 +283,11 @@ def checked_forecasts(
 
     A forecast of another resolution, if that is allowed, is resampled to the student's. Frequencies
     missing from the teacher's grid are filled with the student's coefficients, so that they add
-    nothing to the loss.
-
-    Args:
-        outputs: one a teacher.
-        names: of the teachers, for messages.
-        forecast: the student's.
-        transform: the domain of the student's forecast.
-        resolutions: whether a teacher's grid may have another resolution.
-        finite: whether to look for NaN and Inf, which waits for a GPU.
-
-    Raises:
-        ValueError: naming the teacher, if an output is missing, has another shape than the
-            student's forecast (but for an allowed resolution), or is NaN or Inf.
+    nothing to the loss. Messages have the ``names`` of the teachers.
     """
-    if len(outputs) != len(names):
-        raise ValueError(
-            f"`outputs` has {len(outputs)} entries, expected {len(names)}: one a teacher."
-        )
+    n, expected = len(outputs), len(names)
+    if n != expected:
+        raise ValueError(f"`outputs` has {n} entries, expected {expected}: one a teacher.")
     checked = []
     for name, output in zip(names, outputs, strict=True):
         theirs = output.forecast.detach()
@@ -360,11 +327,17 @@ def warn_of_empty_bands(
     forecasts: Sequence[Tensor], names: Sequence[str], transform: AbstractTransform, bands: Bands
 ) -> None:
     """Warn of bands in which a teacher's forecast is 0: the loss draws the student to 0 there."""
+    # The caller's frame is the first that is not of this package, torch's modules or type checks.
+    files = (__file__, str(torch.__file__), str(jaxtyping.__file__))
+    ours = tuple(os.path.join(os.path.dirname(file), "") for file in files)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
     for name, forecast in zip(names, forecasts, strict=True):
         energy = transform.sample_band_energy(forecast, bands).sum(0)
         if empty := (energy == 0).nonzero()[:, 0].tolist():
             warnings.warn(
                 f"the forecast of {name} is 0 in the bands {empty} (0 is the lowest), and the loss "
                 "draws the student to 0 there; choose other bands if that is not meant.",
-                stacklevel=2,
+                stacklevel=level,
             )

@@ -1,8 +1,11 @@
 """Small models and fields that the tests of the losses and the core share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sdkd_plugin import Bands, DistillationLoss, GridTransform, LatentPair, SDKDDistiller
@@ -21,6 +24,18 @@ def batch(seed: int = 0, n: int = 5) -> tuple[Tensor, Tensor]:
 
 
 X, Y = batch()
+
+
+def refusals(*cases: tuple[Callable[[], object], str]) -> Callable:
+    """A test that each call is refused with a message that a pattern matches."""
+
+    @pytest.mark.usefixtures("as_shipped")
+    @pytest.mark.parametrize(("call", "message"), cases)
+    def test(call: Callable[[], object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+    return test
 
 
 def net(width: int = 4, seed: int = 2, *, regularised: bool = False) -> nn.Sequential:
@@ -114,3 +129,11 @@ def random_graph() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(0, 10, (2, 30), generator=generator)
     return {"edge_index": edges, "edge_weight": torch.rand(30, generator=generator)}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """A distillation step in a loop of one's own: student, labels, masks, augmented inputs."""
 
 import copy
+import inspect
 import re
 
 import pytest
@@ -49,9 +50,6 @@ def plain_training(student: nn.Module, loss: object, steps: int = 6) -> list[flo
         optimiser.step()
         totals.append(value.item())
     return totals
-
-
-# ------------------------------------------------------------------------------------ the sum
 
 
 def test_a_step_is_the_task_plus_the_distillation_loss():
@@ -122,9 +120,6 @@ def test_equal_weights_train_like_plain_mse_distillation():
     assert train(unequal, 6) != pytest.approx(totals, rel=1e-3)
 
 
-# ------------------------------------------------------------------------------ labels and masks
-
-
 @pytest.mark.parametrize(
     ("task_loss", "expected"),
     [
@@ -174,7 +169,11 @@ def test_a_students_own_nan_is_not_blamed_on_the_labels():
     assert make(student=student).step(X, Y, SEEN).total.isnan()
 
 
-# ------------------------------------------------------------------------------ function matching
+def test_signatures_are_read_once(monkeypatch: pytest.MonkeyPatch):
+    distiller = make()
+    monkeypatch.setattr(inspect, "signature", None)
+    assert torch.equal(distiller.step(X, Y).total, distiller.step(X, Y).total)
+    assert torch.equal(distiller(X), distiller.student(X))
 
 
 def test_models_are_compared_on_the_augmented_inputs_and_labels_on_the_plain_ones():
@@ -209,9 +208,6 @@ def test_noise_has_the_deviation_that_was_given():
     x = 3 * random(4, 50, 50)
     noise = GaussianNoise(0.2, torch.Generator().manual_seed(0))(x) - x
     assert float(noise.std()) == pytest.approx(0.2 * float(x.std()), rel=0.03)
-
-
-# ----------------------------------------------------------------------------------------- graphs
 
 
 class NodeWise(nn.Sequential):
@@ -255,9 +251,6 @@ def test_distils_on_a_graph_and_each_model_gets_the_inputs_it_accepts(device: to
     graph["edge_weight"] = graph["edge_weight"].masked_fill(torch.arange(30) == 3, torch.nan)
     with pytest.raises(ValueError, match="`edge_weight` has 1 of 30 values that are NaN or Inf"):
         both.step(x, y, **graph)
-
-
-# --------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.usefixtures("as_shipped")

@@ -18,6 +18,7 @@ from small import (
     net,
     random,
     random_graph,
+    refusals,
     same,
     teacher_net,
     train,
@@ -32,7 +33,6 @@ from sdkd_plugin.losses.features import (
     BoundaryLoss,
     FitNetsLoss,
     FrequencyFeatureLoss,
-    boundary_loss,
 )
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss
 from sdkd_plugin.losses.latents import ChannelProjector, LatentLoss
@@ -175,7 +175,7 @@ class TestBoundary(FeatureLossContract):
                 total += (s + margin) ** 2
             elif t > 0 and s <= margin:
                 total += (s - margin) ** 2
-        value = boundary_loss(student, teacher, margin)
+        value = BoundaryLoss(margin)(student, teacher)
         assert float(value) == pytest.approx(total / student.numel(), abs=1e-10)
 
 
@@ -191,9 +191,6 @@ def test_a_projector_is_an_orthogonal_linear_map_of_the_channels(channels: tuple
     torch.testing.assert_close(projector(x), expected)
     gram = weight.mT @ weight if channels[1] > channels[0] else weight @ weight.mT
     torch.testing.assert_close(gram, torch.eye(min(channels)), atol=1e-5, rtol=0)
-
-
-# ------------------------------------------------------------------------------------- in a loss
 
 
 def projector(distiller: nn.Module) -> nn.Module:
@@ -297,42 +294,32 @@ def test_float64_models_have_float64_projectors():
     assert distiller.step(X.double()).total.dtype == torch.float64
 
 
-# --------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: LatentPair(weight=-1.0), "`LatentPair.weight` is -1.0, expected a finite number"),
-        (lambda: LatentPair(loss="fitnet"), r"`LatentPair.loss` is 'fitnet', .* mean 'fitnets'\?"),
-        (lambda: LatentPair(teacher_index=-1), "`LatentPair.teacher_index` is -1, expected an int"),
-        (
-            lambda: LatentPair(loss="boundary", bands=Bands.split(0.5)),
-            "`LatentPair` has `bands` or a `weighting` with the loss 'boundary', expected neither",
-        ),
-        (
-            lambda: make(latents=[LatentPair("latent", "0")], example={"x": X}),
-            r"`Sequential` has no tap 'latent'; it names \[\]",
-        ),
-        (
-            lambda: make(latents=[LatentPair("0", "0", weighting="confidence")], example={"x": X}),
-            "`latents` '0<-0' of teacher 0: `weighting` is a ConfidenceWeighting that needs labels",
-        ),
-        (
-            lambda: make(student=flat(), latents=[ATTENTION], example={"x": X}),
-            r"`latents` '0<-0 \(attention\)' of teacher 0: a tapped activation has shape",
-        ),
-        (lambda: make_loss(latents=LATENTS)(*batch()[::-1]), "call `fit_latents\\(student, x, "),
-        (
-            lambda: with_latents().loss(*batch()[::-1]),
-            "the latents of '0<-0' were not given: expected the student's '0' and each teacher's",
-        ),
-    ],
+test_refusals = refusals(
+    (lambda: LatentPair(weight=-1.0), "`LatentPair.weight` is -1.0, expected a finite number"),
+    (lambda: LatentPair(loss="fitnet"), r"`LatentPair.loss` is 'fitnet', .* mean 'fitnets'\?"),
+    (lambda: LatentPair(teacher_index=-1), "`LatentPair.teacher_index` is -1, expected an int"),
+    (
+        lambda: LatentPair(loss="boundary", bands=Bands.split(0.5)),
+        "`LatentPair` has `bands` or a `weighting` with the loss 'boundary', expected neither",
+    ),
+    (
+        lambda: make(latents=[LatentPair("latent", "0")], example={"x": X}),
+        r"`Sequential` has no tap 'latent'; it names \[\]",
+    ),
+    (
+        lambda: make(latents=[LatentPair("0", "0", weighting="confidence")], example={"x": X}),
+        "`latents` '0<-0' of teacher 0: `weighting` is a ConfidenceWeighting that needs labels",
+    ),
+    (
+        lambda: make(student=flat(), latents=[ATTENTION], example={"x": X}),
+        r"`latents` '0<-0 \(attention\)' of teacher 0: a tapped activation has shape",
+    ),
+    (lambda: make_loss(latents=LATENTS)(*batch()[::-1]), "call `fit_latents\\(student, x, "),
+    (
+        lambda: with_latents().loss(*batch()[::-1]),
+        "the latents of '0<-0' were not given: expected the student's '0' and each teacher's",
+    ),
 )
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def flat() -> nn.Module:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,9 +37,6 @@ def fitted(**options: object) -> tuple[DistillationLoss, nn.Module]:
 
 def of_latents(loss: DistillationLoss, student: nn.Module, **options: object):
     return loss(student(X), X, Y, latents={"0": student[0](X)}, **options)
-
-
-# ------------------------------------------------------------------------------------------ parts
 
 
 def test_the_total_is_the_sum_of_the_named_parts(device: torch.device):
@@ -111,9 +109,6 @@ def test_labels_and_masks_change_nothing_where_they_judge_no_teacher():
     loss, hidden = make_loss(), torch.full_like(Y, torch.nan)
     masked = loss(FORECAST, X, hidden, torch.zeros_like(Y, dtype=torch.bool))
     assert loss(FORECAST, X).total == loss(FORECAST, X, Y).total == masked.total
-
-
-# --------------------------------------------------------------------------- what must not change
 
 
 def test_teachers_are_bit_identical_after_training():
@@ -193,9 +188,6 @@ def test_copies_pickles_and_checkpoints_give_the_same_terms():
         assert torch.equal(of_latents(twin, student).total, expected)
 
 
-# ------------------------------------------------------------------------------ outputs and inputs
-
-
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.inference_mode])
 def test_known_outputs_give_the_terms_of_live_ones(context: type):
     loss, student = fitted()
@@ -237,9 +229,6 @@ def test_an_autocast_step_is_compared_in_float32(device: torch.device):
     torch.testing.assert_close(terms.frequency, exact.frequency, rtol=0.05, atol=0)
 
 
-# -------------------------------------------------------------------------------- several teachers
-
-
 def test_the_mean_of_several_teachers_is_distilled():
     loss = make_loss(teacher=nn.ModuleList(two_teachers()), weighting=(0.5, 2.0))
     mean = torch.stack([teacher(X) for teacher in loss.teachers]).mean(0)
@@ -249,9 +238,6 @@ def test_the_mean_of_several_teachers_is_distilled():
     assert terms.teacher_weights.tolist() == [0.5, 0.5]
     twice = make_loss(teacher=[teacher_net(), teacher_net()])(FORECAST, X)
     torch.testing.assert_close(twice.total, make_loss()(FORECAST, X).total)
-
-
-# ----------------------------------------------------------------------------------- teacher bound
 
 
 @pytest.mark.parametrize(
@@ -278,22 +264,17 @@ def test_teacher_bound_by_hand(margin: float, kept: list[int]):
     torch.testing.assert_close(unlabelled.total.detach(), squares.mean())
 
 
-# ----------------------------------------------------------------------------------- warnings
-
-
 def test_bands_in_which_a_teacher_is_0_are_named_once():
     def mean(x: Tensor) -> Tensor:
         return x.mean((1, 2, 3), keepdim=True).expand(-1, 3, *GRID)
 
     loss = make_loss(teacher=[net(), mean], weighting="relative")
     message = r"the forecast of teacher 1 \(.*\) is 0 in the bands \[1\] \(0 is the lowest\)"
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as caught:
         assert loss(FORECAST, X).total.isfinite()
+    assert [Path(each.filename) for each in caught] == [Path(__file__)]  # at the caller
     loss(FORECAST, X)
     make_loss(teacher=mean, check_finite=False)(FORECAST, X)
-
-
-# ------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.usefixtures("as_shipped")
@@ -309,7 +290,7 @@ def test_bands_in_which_a_teacher_is_0_are_named_once():
         ({"weighting": "adaptiv"}, r"`weighting` is 'adaptiv', .* Did you mean 'adaptive'\?"),
         ({"weighting": 3}, r"`weighting` is 3, expected one of \['fixed', 'relative', "),
         ({"weighting": (1.0,)}, "`weights` has 1 values, expected 2: one for each band"),
-        ({"weighting": AdaptiveWeighting(3)}, "`n_bands` of the weighting is 3, expected 2"),
+        ({"weighting": AdaptiveWeighting(3)}, "`weights` has 3 values, expected 2: .* Adap"),
         ({"kd_weight": -0.5}, "`kd_weight` is -0.5, expected a finite number at least 0"),
         ({"kd_weight": float("nan")}, "`kd_weight` is nan, expected a finite number at least 0"),
         ({"aggregation": "aked"}, r"`aggregation` is 'aked', expected one of .* mean 'aekd'\?"),

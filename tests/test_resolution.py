@@ -1,5 +1,6 @@
 """Teacher and student at two resolutions: the frequencies that both have are compared."""
 
+import copy
 import math
 import re
 
@@ -122,6 +123,16 @@ def test_other_shapes_are_refused(resolutions: str, shape: tuple, message: str):
     loss = make_loss(transform=GridTransform((8, 12)), resolutions=resolutions)
     with pytest.raises(ValueError, match=re.escape(message)):
         loss(random(4, 3, 8, 12), outputs=[TeacherOutput(random(*shape))])
+
+
+def test_the_grid_of_the_inputs_is_made_once(monkeypatch: pytest.MonkeyPatch):
+    model = AtResolution(nn.Identity(), (8,))
+    first = model(random(2, 1, 6))
+    with monkeypatch.context() as patched:
+        patched.setattr(GridTransform, "resized", None)
+        assert torch.equal(copy.deepcopy(model).double()(random(2, 1, 6)), first)
+    assert model(random(2, 1, 12)).shape == (2, 1, 8)
+    assert torch.equal(model(random(2, 1, 6)), first)
 
 
 @pytest.mark.usefixtures("as_shipped")

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from small import one_process  # noqa: F401  # a fixture
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin import TapReader
 from sdkd_plugin.taps import tap_path
@@ -41,6 +43,18 @@ def test_named_taps_and_module_paths_are_found_and_others_listed(model: Encoded)
         TapReader(model, ["latent", "encoder.7"])
     with pytest.raises(ValueError, match=r"it names \[\], .* such as \['0'"):
         tap_path(nn.Sequential(nn.ReLU()), "latent")
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_model_in_distributed_data_parallel_keeps_its_tap_names(model: Encoded):
+    parallel = DistributedDataParallel(model)
+    for name in ("latent", "encoder.1", "module.encoder.1"):
+        assert tap_path(parallel, name) == "module.encoder.1"
+        with TapReader(parallel, [name]) as taps:
+            parallel(ONES)
+        assert torch.equal(taps.read()[name], model.encoder(ONES))
+    with pytest.raises(ValueError, match=r"`Encoded` has no tap 'latant'; it names \['latent'\]"):
+        tap_path(parallel, "latant")
 
 
 def test_reads_the_last_call_with_its_gradient_and_hands_it_over(model: Encoded):
