@@ -130,7 +130,8 @@ class TrainerLoss:
         if y is None:
             raise ValueError("`y` is None, expected labels of the forecast's shape in the sample.")
         # The host's data processors move x and y to the device, and nothing else.
-        sample = {n: v.to(out.device) if isinstance(v, Tensor) else v for n, v in sample.items()}
+        for name, value in sample.items():
+            sample[name] = value.to(out.device) if isinstance(value, Tensor) else value
         if mask is not None:
             mask = mask.to(out.device)
         if not torch.is_grad_enabled():
@@ -141,7 +142,7 @@ class TrainerLoss:
         if teacher is not None:
             known = {n[len(_LATENT) :]: v for n, v in sample.items() if n.startswith(_LATENT)}
             outputs = [TeacherOutput(teacher.to(out.device), known)]
-        inputs = {name: value for name, value in sample.items() if name in self._inputs}
+        inputs = {name: sample[name] for name in self._inputs & sample.keys()} if sample else {}
         latents = self._taps.read() if self.loss.latents else None
         terms = self.loss(out, x, y, mask, latents=latents, outputs=outputs, **inputs)
         task = self.task_loss(out, x=x, y=y, mask=mask, **sample) / len(out)
@@ -186,7 +187,7 @@ def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[...,
     def loss(out: Tensor, *, y: Tensor, mask: Tensor | None, **sample: Any) -> Tensor:
         if y.shape != out.shape:
             check_shape("y", y.shape, out.shape, "the student's forecast")
-        if not any_name:
+        if sample and not any_name:
             sample = {name: value for name, value in sample.items() if name in parameters}
         if mask is None:
             return task_loss(out, y=y, **sample)
@@ -226,10 +227,16 @@ def _input_filter(student: nn.Module) -> Callable[..., tuple[tuple[Any, ...], di
     """A hook that keeps from the student what is for the loss, unless forward names it."""
     named = named_inputs(student)[0]
 
-    def kept(name: str) -> bool:
-        return name in named or not (name in _FOR_THE_LOSS or name.startswith(_LATENT))
+    def inputs(
+        _: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kept = dict(sample)
+        for name in sample:
+            if name not in named and (name in _FOR_THE_LOSS or name.startswith(_LATENT)):
+                del kept[name]
+        return args, kept
 
-    return lambda _, args, sample: (args, {n: v for n, v in sample.items() if kept(n)})
+    return inputs
 
 
 def distillation_dataset(

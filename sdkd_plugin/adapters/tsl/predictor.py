@@ -93,10 +93,12 @@ class DistillationPredictor(PlainPredictor):
             _set_graphs(loss.transform, batch)
             if self.window_outputs is not None:
                 outputs = self.window_outputs(first_steps(batch), inputs.x)
-        with TapReader(self.model, loss.student_taps) as taps:
-            scaled = self.predict_batch(batch, preprocess=False, postprocess=False)
         if loss.latents:
+            with TapReader(self.model, loss.student_taps) as taps:
+                scaled = self.predict_batch(batch, preprocess=False, postprocess=False)
             latents = taps.read()
+        else:
+            scaled = self.predict_batch(batch, preprocess=False, postprocess=False)
         scaler = transform.get("y")
         forecast = scaled if scaler is None else scaler.inverse_transform(scaled)
         scaled_y = y if scaler is None else scaler.transform(y)
