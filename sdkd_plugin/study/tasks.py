@@ -91,8 +91,6 @@ def rayleigh_benard_task(
         "rayleigh-benard",
         lambda: rayleigh_benard(n, device=device, **settings),
         parameters={"n_samples": n, **settings},
-        shape=(n, sum(frames), 1, *solver["resolution"]),
-        dtype=torch.float32,
     )
     parts = dict(zip(SPLIT, fields.split(list(sizes)), strict=True))
     source = f"computed by the spectral solver, {_words(solver)}"
