@@ -48,7 +48,7 @@ def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
     """
     if not isinstance(got, kind):
         raise ValueError(
-            f"`{argument}` is a {type(got).__name__}, expected a {kind.__name__}, {remedy}."
+            f"`{argument}` is of type {type(got).__name__}, expected {kind.__name__}, {remedy}."
         )
 
 

@@ -108,7 +108,7 @@ class DistillationLoss(nn.Module):
 
     Args:
         teacher: a module, a function, or several; called as ``teacher(x, **inputs)`` with the
-            inputs that its signature accepts.
+            inputs that its signature accepts. A function runs as it is: freeze models inside it.
         transform: the domain of the forecasts.
         bands: the partition of its frequencies; below and from a quarter of the highest by default.
         weighting: of the bands: ``fixed``, ``relative``, ``adaptive``, ``confidence``, numbers from
@@ -188,7 +188,7 @@ class DistillationLoss(nn.Module):
         self._taps = [self._taps_of(i) for i in range(len(self._teachers))]
         for each, taps in zip(self._teachers, self._taps, strict=True):
             check_taps(each, taps)
-        self._warned_of_empty_bands = False
+        self._seen_a_batch = False
 
     def _taps_of(self, index: int) -> tuple[str, ...]:
         names = []
@@ -236,7 +236,7 @@ class DistillationLoss(nn.Module):
                 module.training = training
         self.latent_losses = LatentLosses(
             self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
-        ).to(x)
+        )
         return self
 
     @property
@@ -349,8 +349,8 @@ class DistillationLoss(nn.Module):
             resolutions=self.resolutions,
             finite=self.check_finite,
         )
-        if self.check_finite and not self._warned_of_empty_bands:
-            self._warned_of_empty_bands = True
+        if self.check_finite and not self._seen_a_batch:
+            self._seen_a_batch = True
             warn_of_empty_bands(forecasts, self._names, self.transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
         total = terms.total

@@ -1,6 +1,6 @@
 """Taps: the places in a model whose activations can be distilled.
 
-Here live looking a tap up by name and reading its activation. What is done with it: `distiller`.
+Here live looking a tap up by name and reading its activation; what is compared is in `losses`.
 """
 
 from collections.abc import Iterable

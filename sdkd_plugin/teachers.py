@@ -142,19 +142,18 @@ def check_no_shared_weights(teachers: Iterable[nn.Module], student: nn.Module) -
     Raises:
         ValueError: if a teacher and the student have weights in the same memory.
     """
-    storages = [_storages(model) for model in (*teachers, student)]
-    if any(storages[-1] & of_teacher for of_teacher in storages[:-1]):
+    trained = _storages(student.parameters())
+    if any(trained & _storages((*each.parameters(), *each.buffers())) for each in teachers):
         raise ValueError(
             "`teacher` and `student` share weights, expected modules with none in common: training "
             "the student would change the teacher; give one a `copy.deepcopy`."
         )
 
 
-def _storages(model: nn.Module) -> set[int]:
-    tensors = (*model.parameters(), *model.buffers())
-    # Sparse tensors have no storage of their own; they are graphs' adjacencies, not trained.
-    dense = (t for t in tensors if t.layout == torch.strided and t.numel())
-    return {t.untyped_storage().data_ptr() for t in dense}
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    # Sparse tensors have no storage of their own. On the meta device every pointer is 0.
+    dense = (t for t in tensors if t.layout == torch.strided)
+    return {t.untyped_storage().data_ptr() for t in dense} - {0}
 
 
 def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
@@ -166,10 +165,13 @@ def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
         >>> named_inputs(nn.Bilinear(2, 2, 1))
         (frozenset({'input2'}), False)
     """
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
-        model, "_orig_mod"
-    ):
-        model = cast(nn.Module, model._orig_mod if hasattr(model, "_orig_mod") else model.module)
+    while True:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            break
     forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
     schema = getattr(forward, "schema", None)
     if schema is not None:  # scripted or traced: x comes first, or self and x

@@ -187,7 +187,7 @@ LINE = GridTransform((8,))
         ),
         (
             lambda: FrequencyAlignedLoss("grid", TWO, "fixed"),
-            "`transform` is a str, expected a AbstractTransform, such as GridTransform",
+            "`transform` is of type str, expected AbstractTransform, such as GridTransform",
         ),
     ],
 )

@@ -139,8 +139,6 @@ class TestCAMKD(AggregationContract):
         e, errors = np.exp(1.0), torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
         assert camkd_weights(errors)[0].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
         assert camkd_weights(errors)[1].tolist() == [0.5, 0.5]
-        unlabelled = torch.tensor([False, True])
-        assert camkd_weights(errors * torch.nan, unlabelled)[0].tolist() == [0.5, 0.5]
         for scale in (1e-30, 1e30):
             scaled = camkd_weights(scale * errors.float())
             torch.testing.assert_close(scaled, camkd_weights(errors).float())

@@ -136,7 +136,7 @@ def test_wrong_arguments_are_named():
         text=True,
         check=False,
     )
-    assert "ValueError: `loss` is a SDKDTeacher, expected a DistillationLoss" in done.stderr
+    assert "ValueError: `loss` is of type SDKDTeacher, expected DistillationLoss" in done.stderr
     wise = teacher()
     with pytest.raises(ValueError, match="`teacher` and `student` share weights"):
         predictor(wise, loss_of(wise))

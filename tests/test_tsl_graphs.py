@@ -1,6 +1,5 @@
 """Graphs as they are: disjoint batches, directed and broken graphs, sensors that come and go."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from test_transforms import Domain, TransformContract
 from torch import Tensor, nn
 
-from sdkd_plugin import Bands, GraphTransform, LatentPair
+from sdkd_plugin import Bands, DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import (
     DisjointGraphs,
     DistillationPredictor,
@@ -93,7 +92,9 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
         ],
         strict=True,
     ):
-        predictor = DistillationPredictor(make(9), of_batch, BANDS, model=learner, **FIT)
+        predictor = DistillationPredictor(
+            DistillationLoss(make(9), of_batch, BANDS), model=learner, **FIT
+        )
         logged.append(fit(predictor, loader))
     assert logged[0].keys() == logged[1].keys()
     for name, value in logged[0].items():
@@ -128,20 +129,16 @@ def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
 
 def test_batches_that_do_not_fit_the_transform_are_refused():
     batches = DisjointGraphLoader(dataset(), batch_size=4, force_batch=True)
-    one = DistillationPredictor(gru(9), transform(), BANDS, model=gru(0), **FIT)
+    one = DistillationLoss(gru(9), transform(), BANDS)
     with pytest.raises(ValueError, match=r"4 disjoint graphs .* expected transform=DisjointGraphs"):
-        one.training_step(next(iter(batches)), 0)
+        DistillationPredictor(one, model=gru(0), **FIT).training_step(next(iter(batches)), 0)
     flat = next(iter(DisjointGraphLoader(dataset(), batch_size=4)))
-    many = DistillationPredictor(gru(9), DisjointGraphs(), BANDS, model=gru(0), **FIT)
+    many = DistillationLoss(gru(9), DisjointGraphs(), BANDS)
     with pytest.raises(ValueError, match=r"shape \(6, 24, 1\), .* force_batch=True"):
-        many.training_step(flat, 0)
-    example = dict(next(iter(batches)).input.items())
+        DistillationPredictor(many, model=gru(0), **FIT).training_step(flat, 0)
+    latents = DistillationLoss(mixer(NODES), DisjointGraphs(), latents=[LatentPair()])
     with pytest.raises(ValueError, match=r"latents on .* cannot be distilled over DisjointGraphs"):
-        DistillationPredictor(
-            mixer(NODES), DisjointGraphs(), model=mixer(NODES), latents=[LatentPair()],
-            example={name: x[:, :, :NODES] if name == "x" else x for name, x in example.items()
-                     if not name.startswith("edge")} | {"edge_index": EDGES}, **FIT,
-        )  # fmt: skip
+        latents.fit_latents(mixer(NODES), torch.zeros(1, 6, NODES, 1), edge_index=EDGES)
 
 
 def test_disjoint_graphs_refuse(as_shipped):
@@ -167,7 +164,9 @@ def test_disjoint_graphs_refuse(as_shipped):
 def test_directed_broken_graphs_are_learned_on(symmetrization):
     learner, wise = mixer(NODES), mixer(NODES, seed=9)
     predictor = DistillationPredictor(
-        wise, transform(symmetrization=symmetrization), BANDS, model=learner, **FIT
+        DistillationLoss(wise, transform(symmetrization=symmetrization), BANDS),
+        model=learner,
+        **FIT,
     )
     batches = StaticGraphLoader(dataset(), batch_size=4)
     logged = fit(predictor, batches)
@@ -176,7 +175,7 @@ def test_directed_broken_graphs_are_learned_on(symmetrization):
     # An isolated sensor is of frequency 0, and is pulled to its teacher like the others.
     d = torch.zeros(1, 3, NODES, 1)
     d[:, :, -1] = 2.0
-    energy = predictor.distiller.loss.transform.sample_band_energy(d, BANDS)
+    energy = predictor.distillation.transform.sample_band_energy(d, BANDS)
     torch.testing.assert_close(energy, torch.tensor([[12.0, 0.0]]))
     with pytest.raises(ValueError, match="`edge_index` is a directed graph: choose symmetrization"):
         transform(symmetrization="refuse")
@@ -217,9 +216,8 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
     # A model of tsl: pytest's type checks hide from tsl which inputs one of ours takes.
     learner = gru(0)
-    predictor = DistillationPredictor(
-        wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0), model=learner, **FIT
-    )
+    loss = DistillationLoss(wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0))
+    predictor = DistillationPredictor(loss, model=learner, **FIT)
     batch = next(iter(StaticGraphLoader(data, batch_size=4)))
     with torch.no_grad():
         expected = wise(full.unfold(0, 6, 1)[:4].movedim(-1, 1), EDGES, WEIGHT)[:, :, places]
@@ -247,14 +245,13 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     order = torch.arange(NODES).flip(0)  # the shared sensors, as the student has them
     shared = SharedSensors(transform(order[EDGES]), match.student, len(mine))
     learner = mixer(len(mine))
-    predictor = DistillationPredictor(
-        wrapped, shared, BANDS, weighting=(1.0, 1.0), model=learner, **FIT
-    )
+    loss = DistillationLoss(wrapped, shared, BANDS, weighting=(1.0, 1.0))
+    DistillationPredictor(loss, model=learner, **FIT)  # accepts it
     edges = torch.tensor([[1], [0]])
     batch = next(iter(StaticGraphLoader(dataset(len(mine), edges, torch.ones(1)), batch_size=4)))
     inputs = dict(batch.input.items())
     forecast = learner(**inputs).detach().requires_grad_()
-    terms = predictor.distiller.terms(forecast, task=forecast.sum() * 0, **inputs)
+    terms = loss(forecast, **inputs)
     with torch.no_grad():
         difference = (forecast - wrapped(inputs["x"]))[:, :, match.student]
     torch.testing.assert_close(terms.total, difference.square().mean())
@@ -264,7 +261,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     assert shared.filter(forecast, lambda f: f * 0 + 1)[:, :, 1].abs().max() == 0
     with pytest.raises(ValueError, match=r"6 of the student's 7 sensors .* SharedSensors\("):
         DistillationPredictor(
-            wrapped, transform(n=len(mine)), BANDS, model=copy.deepcopy(learner), **FIT
+            DistillationLoss(wrapped, transform(n=len(mine)), BANDS), model=learner, **FIT
         )
 
 
@@ -298,15 +295,11 @@ def test_a_teacher_of_other_units_reads_and_answers_in_its_own():
         OnSensors(teacher, match, 3, 2, own, (60.0, 0.0), EDGES[:, :2])
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"teacher_bound": 0.0}, "`teacher_bound`"), ({"aggregation": "camkd"}, "aggregation camkd")],
-)
-def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict, named: str):
-    with pytest.raises(ValueError, match=f"{named} judges a teacher by all sensors of a sample"):
-        DistillationPredictor(
-            mixer(3), DisjointGraphs(), model=mixer(3), loss_fn=MaskedMAE(), **options
-        )
+@pytest.mark.parametrize("options", [{"teacher_bound": 0.0}, {"aggregation": "camkd"}])
+def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict):
+    loss = DistillationLoss(mixer(3), DisjointGraphs(), **options)
+    with pytest.raises(ValueError, match="compare teachers on all sensors of a sample"):
+        DistillationPredictor(loss, model=mixer(3), **FIT)
 
 
 # Both as transforms ------------------------------------------------------------------------------

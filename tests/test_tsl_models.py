@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdkd_plugin import GraphTransform, LatentPair
+from sdkd_plugin import DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import DistillationPredictor, SDKDStudent, SDKDTeacher
 from sdkd_plugin.models import GraphAlterNet, GraphMixer
 
@@ -115,11 +115,11 @@ def test_a_model_of_tsl_teaches_and_learns(name: str):
         {key: value.clone() for key, value in model.state_dict().items()}
         for model in (wise, learner)
     )
+    graph = GraphTransform.from_edges(EDGES, WEIGHT, NODES)
+    loss = DistillationLoss(wise, graph, latents=[] if tap is None else [LatentPair(tap, tap)])
+    loss.fit_latents(learner, **dict(next(iter(batches)).input.items()))
     predictor = DistillationPredictor(
-        wise,
-        GraphTransform.from_edges(EDGES, WEIGHT, NODES),
-        latents=[] if tap is None else [LatentPair(tap, tap)],
-        example=dict(next(iter(batches)).input.items()),
+        loss,
         model=learner,
         loss_fn=MaskedMAE(),
         optim_class=torch.optim.SGD,

@@ -212,7 +212,7 @@ class LatentLosses(nn.Module):
                     loss = LatentLoss(pair, mine, theirs, transform, bands)
                 except ValueError as error:
                     raise ValueError(f"`latents` {pair.name!r} of teacher {i}: {error}") from error
-                losses[str(i)] = loss.to(mine.device)
+                losses[str(i)] = loss.to(mine)
             self.by_pair.append(losses)
 
     def forward(

@@ -22,15 +22,14 @@ TaskLoss = Callable[[Tensor, Tensor], Tensor]
 def relative_l2(
     forecast: Float[Tensor, "batch ..."], y: Float[Tensor, "batch ..."]
 ) -> Float[Tensor, " batch"]:
-    """``||forecast - y||_2 / ||y||_2`` of each sample.
+    """``||forecast - y||_2 / (||y||_2 + 1e-8)`` of each sample, as neuraloperator's ``LpLoss``.
 
     Example:
         >>> relative_l2(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
         tensor([1.2500])
     """
     norm = partial(torch.linalg.vector_norm, dim=1)
-    size = norm(y.flatten(1))
-    return norm((forecast - y).flatten(1)) / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return norm((forecast - y).flatten(1)) / (norm(y.flatten(1)) + 1e-8)
 
 
 TASK_LOSSES: Mapping[str, TaskLoss] = {

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_shape
@@ -198,18 +198,16 @@ def _active_sets(n: int, max_weight: float, device: torch.device) -> tuple[Tenso
 
 
 def camkd_weights(
-    errors: Float[Tensor, "batch n_teachers"], labelled: Bool[Tensor, " batch"] | None = None
+    errors: Float[Tensor, "batch n_teachers"],
 ) -> Float[Tensor, "batch n_teachers"]:
     """CAMKD: weights of the teachers for each sample, larger for a smaller error there.
 
     Formula: ``w_k = (1 - softmax_k(e_k)) / (K - 1)`` with ``e_k`` teacher k's error on the sample
     over the mean of all teachers' on it: regression errors have any size, cross-entropies have
-    not. Weights are at most ``1 / (K - 1)`` and sum to 1. They are equal on a sample without
-    labels, or if all teachers are exact.
+    not. Weights are at most ``1 / (K - 1)`` and sum to 1. They are equal if all errors are equal.
 
     Args:
         errors: mean squared error of each teacher on each sample, at least 0.
-        labelled: which samples have labels; the errors of the others may have any value.
 
     Returns:
         without gradient.
@@ -226,8 +224,6 @@ def camkd_weights(
     n_teachers = errors.shape[1]
     if n_teachers == 1:
         return torch.ones_like(errors)
-    if labelled is not None:
-        errors = torch.where(labelled[:, None], errors, 0)
     scaled = errors / errors.mean(1, keepdim=True).clamp_min(torch.finfo(errors.dtype).tiny)
     return (1 - scaled.softmax(1)) / (n_teachers - 1)
 
@@ -357,8 +353,9 @@ class CAMKDAggregation(AbstractAggregation):
         teachers, y = evidence.teachers, evidence.y
         if y is None:
             return mean_weights(teachers).expand(teachers.shape[1], -1)
-        measured = [sample_errors(teacher, y, evidence.mask) for teacher in teachers]
-        return camkd_weights(torch.stack([error for error, _ in measured], 1), measured[0][1])
+        # The errors of all teachers are 0 on a sample without labels.
+        errors = [sample_errors(teacher, y, evidence.mask)[0] for teacher in teachers]
+        return camkd_weights(torch.stack(errors, 1))
 
 
 AGGREGATIONS: dict[AggregationName, type[AbstractAggregation]] = {
