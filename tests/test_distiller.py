@@ -264,7 +264,10 @@ def test_distils_on_a_graph_and_each_model_gets_the_inputs_it_accepts(device: to
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"student": len}, "`student` is of type builtin.*, expected Module, the model to be trained"),
+        (
+            {"student": len},
+            "`student` is of type builtin.*, expected Module, the model to be trained",
+        ),
         ({"task_loss": "mze"}, r"`task_loss` is 'mze', expected one of .* Did you mean 'mse'\?"),
         ({"augmentation": "mixed"}, r"`augmentation` is 'mixed', expected one of \['mixup', 'noi"),
         ({"latents": LATENTS}, "`example` is needed with `latents`: give inputs {'x': ..., "),
