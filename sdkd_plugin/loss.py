@@ -243,7 +243,8 @@ class DistillationLoss(nn.Module):
         """
         outputs = []
         for teacher, names, taps in zip(self.teachers, self._inputs, self._taps, strict=True):
-            taken = accepted_inputs(names, inputs) if inputs else inputs
+            known = inputs.keys() <= names.names
+            taken = inputs if known else accepted_inputs(names, inputs)
             outputs.append(call_model(teacher, x, taken, taps))
         return tuple(outputs)
 
@@ -273,7 +274,7 @@ class DistillationLoss(nn.Module):
             ValueError: if shapes do not match, a value is NaN or Inf, a mask has no labels, or
                 neither ``x`` nor ``outputs`` is given.
         """
-        if inputs:
+        if not inputs.keys() <= self.inputs.names:
             inputs = accepted_inputs(self.inputs, inputs)
         check_batch(x, y, mask, inputs, finite=self.check_finite)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs)

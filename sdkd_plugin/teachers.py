@@ -186,8 +186,13 @@ def named_inputs(model: nn.Module) -> InputNames:
         given = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
         given = []
-    names = frozenset(p.name for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    return InputNames(names, any(p.kind is p.VAR_KEYWORD for p in given))
+    names, any_name = set(), False
+    for p in given:
+        if p.kind is p.VAR_KEYWORD:
+            any_name = True
+        elif p.kind is not p.VAR_POSITIONAL:
+            names.add(p.name)
+    return InputNames(frozenset(names), any_name)
 
 
 def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,14 +26,14 @@ def batch(seed: int = 0, n: int = 5) -> tuple[Tensor, Tensor]:
 X, Y = batch()
 
 
-def refusals(*cases: tuple[Callable[[], object], str]) -> Callable:
-    """A test that each call is refused with a message that a pattern matches."""
+def refusals(*cases: tuple, of: Callable | None = None) -> Callable:
+    """A test that each call, or ``of`` with each arguments, is refused with a message's pattern."""
 
     @pytest.mark.usefixtures("as_shipped")
     @pytest.mark.parametrize(("call", "message"), cases)
-    def test(call: Callable[[], object], message: str) -> None:
+    def test(call: object, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            call()
+            call() if of is None else of(**call)
 
     return test
 
