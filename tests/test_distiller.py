@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from small import (
     X,
     Y,
     batch,
+    descend,
     gradients,
     make,
     net,
@@ -39,17 +41,12 @@ from sdkd_plugin import (
 SEEN = torch.rand(Y.shape, generator=torch.Generator().manual_seed(0)) < 0.6
 
 
-def plain_training(student: nn.Module, loss: object, steps: int = 6) -> list[float]:
-    optimiser = torch.optim.Adam(student.parameters(), 1e-2)
-    totals = []
-    for i in range(steps):
+def plain_training(student: nn.Module, loss: Callable) -> list[float]:
+    def of_batch(i: int) -> Tensor:
         x, y = batch(i)
-        value = loss(student(x), x, y)
-        optimiser.zero_grad()
-        value.backward()
-        optimiser.step()
-        totals.append(value.item())
-    return totals
+        return loss(student(x), x, y)
+
+    return descend(student.parameters(), of_batch, 6)
 
 
 def test_a_step_is_the_task_plus_the_distillation_loss():
@@ -76,20 +73,18 @@ def test_parameters_and_state_are_the_students_and_the_projectors():
 
 def test_a_resumed_run_equals_an_uninterrupted_one():
     whole, first, second = (with_latents(weighting="adaptive") for _ in range(3))
-    one, *states = (
-        torch.optim.SGD(distiller.parameters(), 0.05) for distiller in (whole, first, second)
-    )
 
-    def steps(distiller: SDKDDistiller, optimiser: torch.optim.Optimizer, numbers: range) -> None:
+    def steps(distiller: SDKDDistiller, numbers: range) -> None:
+        optimiser = torch.optim.SGD(distiller.parameters(), 0.05)  # it has no state
         for i in numbers:
             optimiser.zero_grad()
             distiller.step(*batch(i)).total.backward()
             optimiser.step()
 
-    steps(whole, one, range(6))
-    steps(first, states[0], range(3))
+    steps(whole, range(6))
+    steps(first, range(3))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    steps(second, states[1], range(3, 6))
+    steps(second, range(3, 6))
     assert same(whole.state_dict().values(), second.state_dict().values())
     assert not same(first.state_dict().values(), second.state_dict().values())
 
@@ -231,15 +226,12 @@ def test_distils_on_a_graph_and_each_model_gets_the_inputs_it_accepts(device: to
         latents=[LatentPair("0", "encode")],
         example={"x": x[:1], **graph},
     )
-    optimiser = torch.optim.Adam(distiller.parameters(), 1e-2)
-    losses = []
-    for i in range(40):
+
+    def loss(i: int) -> Tensor:
         mask = torch.rand(y.shape, generator=torch.Generator().manual_seed(i)).to(device) < 0.9
-        terms = distiller.step(x, torch.where(mask, y, torch.nan), mask, **graph)
-        optimiser.zero_grad()
-        terms.total.backward()
-        optimiser.step()
-        losses.append(terms.total.item())
+        return distiller.step(x, torch.where(mask, y, torch.nan), mask, **graph).total
+
+    losses = descend(distiller.parameters(), loss, 40)
     assert losses[-1] < 0.8 * losses[0]
     assert torch.equal(distiller(x, **graph), distiller(x))
     (output,) = distiller.loss.teacher_outputs(x, **graph)

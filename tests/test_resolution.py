@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import make_loss, random, refusals
+from small import descend, make_loss, random, refusals
 from torch import Tensor, nn
 
 from sdkd_plugin import AtResolution, Bands, GridTransform, LatentPair, SDKDDistiller, TeacherOutput
@@ -98,13 +98,9 @@ def test_a_student_at_half_the_resolution_learns_what_its_teacher_does():
         weighting=(1.0, 1.0),
         resolutions="shared",
     )
-    optimiser, errors = torch.optim.Adam(distiller.parameters(), 3e-2), []
-    for _ in range(300):
-        terms = distiller.step(torch.randn(16, 1, 16))
-        optimiser.zero_grad()
-        terms.total.backward()
-        optimiser.step()
-        errors.append(float(terms.frequency.sum()))
+    errors = descend(
+        distiller.parameters(), lambda i: distiller.step(torch.randn(16, 1, 16)).total, 300, 3e-2
+    )
     assert sum(errors[-20:]) < 0.02 * sum(errors[:20])
 
 
