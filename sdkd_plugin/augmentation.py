@@ -1,7 +1,6 @@
-"""Function matching: augmented inputs on which student and teacher are compared.
+"""Function matching: augmented inputs on which student and teacher are compared, without labels.
 
-An augmentation is any callable that returns a tensor of the shape of its argument. Augmented inputs
-have no labels, so that only the teacher gives a target.
+An augmentation is any callable that returns a tensor of the shape of its argument.
 """
 
 from collections.abc import Callable

@@ -316,14 +316,9 @@ class DistillationLoss(nn.Module):
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
                 total = total + pair.weight * losses[pair.name]
-            features = {name: value.detach() for name, value in losses.items()}
-        return DistillationTerms(
-            total=self.kd_weight * total,
-            frequency=terms.errors,
-            features=features,
-            band_weights=terms.weights.detach(),
-            teacher_weights=weights,
-        )
+                features[pair.name] = losses[pair.name].detach()
+        total, band_weights = self.kd_weight * total, terms.weights.detach()
+        return DistillationTerms(total, None, terms.errors, features, band_weights, weights)
 
     def _frequency_terms(
         self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None

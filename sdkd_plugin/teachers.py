@@ -35,12 +35,7 @@ Module = TypeVar("Module")
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's forecast and tapped latents for some samples.
-
-    Attributes:
-        forecast: of shape ``(batch, ...)``.
-        latents: activations by tap, the first axis the batch.
-    """
+    """A teacher's forecast ``(batch, ...)`` and latents ``(batch, ...)`` by tap."""
 
     forecast: Tensor
     latents: Mapping[str, Tensor] = field(default_factory=dict)
