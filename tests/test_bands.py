@@ -58,6 +58,7 @@ def test_split_and_dyadic_have_known_edges():
     assert Bands.split(0.25).n_bands == 2
     assert Bands.dyadic(2).edges == (0.5,)
     assert Bands.dyadic(4).edges == (0.125, 0.25, 0.5)
+    assert Bands((0.1, 0.9), 0.2).transition == 0.2  # reaches 0 and 1 but for round-off
 
 
 @pytest.mark.usefixtures("as_shipped")
@@ -88,6 +89,24 @@ def test_from_energy_puts_edges_midway_between_frequencies():
     assert Bands.from_energy(spectrum, 2).edges == pytest.approx((0.3,))
     shuffled = Spectrum(*(values[[2, 0, 3, 1]] for values in spectrum))
     assert Bands.from_energy(shuffled, 2).edges == pytest.approx((0.3,))
+
+
+@pytest.mark.parametrize(
+    ("energy", "n", "cuts"),
+    [
+        ((0.45, 0.4, 0.1, 0.05), 2, (1,)),  # 45 / 55 is nearer to halves than 85 / 15
+        ((0.49, 0.51), 2, (1,)),
+        ((0.51, 0.49), 2, (1,)),
+        ((0.6, 0.3, 0.1), 3, (1, 2)),  # both thirds are nearest to one cut
+        ((0.1, 0.0, 0.8, 0.1), 3, (1, 3)),
+        ((0.2, 0.2, 0.2, 0.2, 0.2), 4, (1, 2, 4)),
+    ],
+)
+def test_from_energy_takes_the_edges_nearest_to_equal_energy(energy: tuple, n: int, cuts: tuple):
+    frequencies = torch.linspace(0, 1, len(energy) + 1, dtype=torch.float64)
+    spectrum = Spectrum(frequencies, torch.tensor((5.0, *energy), dtype=torch.float64))
+    expected = [(cut + 0.5) / len(energy) for cut in cuts]
+    assert Bands.from_energy(spectrum, n).edges == pytest.approx(expected)
 
 
 def test_from_energy_keeps_eigenspaces_whole():

@@ -15,11 +15,7 @@ from torch.fft import irfft, rfft
 from sdkd_plugin.data import boussinesq as equations
 from sdkd_plugin.data.boussinesq import solve
 from sdkd_plugin.data.plate_modes import gauss_points, heat_modes, stokes_modes
-from sdkd_plugin.data.rayleigh_benard import (
-    nusselt_number,
-    perturbed_conduction,
-    rayleigh_benard,
-)
+from sdkd_plugin.data.rayleigh_benard import nusselt_number, perturbed_conduction, rayleigh_benard
 
 # By name, because the package exports the function of this name in the module's place.
 data_set = importlib.import_module("sdkd_plugin.data.rayleigh_benard")
@@ -413,10 +409,7 @@ class TestRefuses:
             (torch.zeros(1, 1, 8, 8), r"`fields` has shape \(1, 1, 8, 8\), expected \(batch, 3,"),
             (torch.zeros(0, 3, 8, 8), r"`fields` has shape \(0, 3, 8, 8\)"),
             (torch.zeros(3, 8, 8), r"`fields` has shape \(3, 8, 8\)"),
-            (
-                torch.zeros(1, 3, 8, 8).half(),
-                r"`fields.dtype` is torch.float16, expected",
-            ),
+            (torch.zeros(1, 3, 8, 8).half(), r"`fields.dtype` is torch.float16, expected"),
             (1e4 * torch.ones(1, 3, 8, 8), r"lost after t = 0, where the CFL number.*try dt="),
             (torch.full((1, 3, 8, 8), 3e38), r"the initial flow has speed (inf|nan)"),
             (torch.full((1, 3, 8, 8), math.nan), r"`fields` has 192 of 192 values that are NaN"),

@@ -12,12 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdkd_plugin.data.store import (
-    atomic_path,
-    default_folder,
-    load_or_compute,
-    parameters_key,
-)
+from sdkd_plugin.data.store import atomic_path, default_folder, load_or_compute, parameters_key
 
 PARAMETERS = {"viscosity": 1e-3, "n": 3, "scheme": "etdrk4", "forcing": None, "shape": [2, 3]}
 

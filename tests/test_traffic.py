@@ -228,10 +228,7 @@ class TestTrafficData:
                 {"index": pd.DatetimeIndex(["2012-03-01", "2012-03-02", "2012-03-04"])},
                 "`index` goes from .* expected equal steps",
             ),
-            (
-                {"index": pd.date_range("2012-03-01", periods=3)[::-1]},
-                "`index` goes from",
-            ),
+            ({"index": pd.date_range("2012-03-01", periods=3)[::-1]}, "`index` goes from"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, changes, match):

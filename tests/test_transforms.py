@@ -1,13 +1,8 @@
-"""What every transform promises, inherited by each; then what grids and graphs promise alone.
+"""What grids and graphs promise besides their contract."""
 
-A new transform subclasses `TransformContract` and writes two fixtures, `domain` and `make_field`.
-References are numpy and scipy in float64, share no code with ours, and rebuild band images.
-"""
-
-import copy
 import itertools
-import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,283 +10,11 @@ import pytest
 import scipy.fft
 import torch
 from torch import Tensor
+from transform_contract import BANDS, TIGHT, BasisContract, Domain, Response, TransformContract
 
 from sdkd_plugin import Bands, GraphTransform, GridTransform
-from sdkd_plugin.spectral import AbstractBasisTransform
-from sdkd_plugin.spectral.graph import MAX_EXACT_NODES, adjacency_matrix
-
-Response = Callable[[np.ndarray], np.ndarray]
-
-EDGES = (0.31, 0.62)  # no small domain has a frequency there
-BANDS = [Bands(EDGES), Bands(EDGES, transition=0.2)]
-BAND_IDS = ["hard", "smooth"]
-TIGHT = dict(rtol=1e-10, atol=1e-10)
-
-
-class Domain(NamedTuple):
-    """A transform, exact in float64, and what is known about its domain without it.
-
-    ``filter(x, response)`` is ``g(L) x`` for a field without channels, ``(fields, *domain_shape)``;
-    ``modes`` are pure fields ``domain_shape`` and their frequencies.
-    """
-
-    transform: AbstractBasisTransform
-    filter: Callable[[np.ndarray, Response], np.ndarray]
-    modes: list[tuple[np.ndarray, float]]
-
-
-MakeField = Callable[..., Tensor]
-
-
-def raised_cosine_weights(frequency: np.ndarray, bands: Bands) -> np.ndarray:
-    """Power weights of bands, written anew."""
-
-    def step(edge: float) -> np.ndarray:
-        if bands.transition == 0:
-            return np.where(frequency >= edge, 1.0, 0.0)
-        ramp = np.clip((frequency - edge) / bands.transition + 0.5, 0, 1)
-        return 0.5 - 0.5 * np.cos(np.pi * ramp)
-
-    steps = [np.ones_like(frequency), *map(step, bands.edges), np.zeros_like(frequency)]
-    return np.stack([low - high for low, high in itertools.pairwise(steps)])
-
-
-def without_channels(x: Tensor, transform: AbstractBasisTransform) -> np.ndarray:
-    """All fields of a tensor, one after the other: ``(fields, *domain_shape)``."""
-    n = len(transform.domain_axes)
-    last = x.detach().cpu().double().movedim(transform.domain_axes, tuple(range(-n, 0)))
-    return last.reshape(-1, *transform.domain_shape).numpy()
-
-
-class TransformContract:
-    """What `SDKDDistiller` and the losses rely on, whatever the domain."""
-
-    @pytest.fixture
-    def domain(self, device: torch.device) -> Domain:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def make_field(self, domain: Domain, device: torch.device) -> MakeField:
-        """``make_field(*leading, dtype=...)``, random numbers on the domain."""
-        raise NotImplementedError
-
-    def test_round_trip(self, domain: Domain, make_field: MakeField):
-        for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-            x = make_field(2, 3, dtype=dtype)
-            back = domain.transform.inverse(domain.transform(x))
-            torch.testing.assert_close(back, x, rtol=tolerance, atol=tolerance)
-
-    def test_parseval(self, domain: Domain, make_field: MakeField):
-        x = make_field(2, 3)
-        transform = domain.transform
-        n = len(transform.domain_axes)
-        c = transform(x).movedim(transform.domain_axes, tuple(range(-n, 0)))
-        energy = (transform.multiplicity * c.abs().square()).sum()
-        torch.testing.assert_close(energy, x.square().sum(), **TIGHT)
-
-    def test_frequencies_reach_from_the_mean_to_at_most_one(self, domain: Domain):
-        frequencies = domain.transform.frequencies
-        assert frequencies.dtype == torch.float64
-        assert frequencies.min() == 0
-        assert frequencies.max() <= 1
-
-    def test_a_pure_field_falls_into_exactly_one_band(self, domain: Domain, device: torch.device):
-        bands = Bands(tuple(i / 16 for i in range(1, 16)))
-        fields = torch.from_numpy(np.stack([mode for mode, _ in domain.modes])).to(device)
-        x = fields.unsqueeze(domain.transform.channel_axis)
-        energy = domain.transform.sample_band_energy(x, bands)
-        share = energy / energy.sum(1, keepdim=True)
-        frequencies = np.array([frequency for _, frequency in domain.modes])
-        # A frequency on an edge belongs to the band above it.
-        expected = np.searchsorted(bands.edges, frequencies + 1e-9, side="right")
-        wanted = torch.nn.functional.one_hot(torch.from_numpy(expected), bands.n_bands)
-        torch.testing.assert_close(share, wanted.to(share), rtol=0, atol=1e-12)
-
-    @pytest.mark.parametrize("bands", BANDS, ids=BAND_IDS)
-    def test_band_energy_is_that_of_rebuilt_band_images(
-        self, domain: Domain, make_field: MakeField, bands: Bands
-    ):
-        x = make_field(2, 3)
-        transform = domain.transform
-        images = [
-            domain.filter(
-                without_channels(x, transform),
-                lambda f, i=i: np.sqrt(raised_cosine_weights(f, bands)[i]),
-            )
-            for i in range(bands.n_bands)
-        ]
-        axes = tuple(range(1, 1 + len(transform.domain_shape)))
-        expected = np.stack([(image**2).sum(axes) for image in images], -1)
-        actual = transform.band_energy(x, bands)
-        np.testing.assert_allclose(
-            actual.cpu().reshape(-1, bands.n_bands), expected, rtol=1e-10, atol=1e-10
-        )
-        a_sample = transform.sample_band_energy(x, bands)
-        torch.testing.assert_close(a_sample, actual.flatten(1, -2).sum(1), **TIGHT)
-
-    @pytest.mark.parametrize("bands", BANDS, ids=BAND_IDS)
-    def test_gradient_is_twice_the_filtered_field(
-        self, domain: Domain, make_field: MakeField, bands: Bands
-    ):
-        weights = np.array([3.0, 0.5, 2.0])
-        x = make_field(2, 3).requires_grad_()
-        energy = domain.transform.sample_band_energy(x, bands)
-        (energy @ torch.from_numpy(weights).to(x)).sum().backward()
-        expected = 2 * domain.filter(
-            without_channels(x, domain.transform),
-            lambda f: np.tensordot(weights, raised_cosine_weights(f, bands), 1),
-        )
-        actual = without_channels(x.grad, domain.transform)
-        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
-
-    def test_partitions_are_not_mixed_up(self, domain: Domain, make_field: MakeField):
-        x, transform = make_field(2, 3), domain.transform
-        for bands in (*BANDS, Bands.split(0.5), BANDS[0]):
-            fresh = copy.deepcopy(domain.transform).masks(bands, x)
-            assert torch.equal(transform.masks(bands, x), fresh)
-            assert torch.equal(transform.masks(bands, x.float()), fresh.float())
-            torch.testing.assert_close(fresh, bands(transform.frequencies), **TIGHT)
-
-    def test_filter_is_the_response_times_each_frequency(
-        self, domain: Domain, make_field: MakeField
-    ):
-        x = make_field(2, 3)
-        actual = domain.transform.filter(x, lambda f: 1 / (1 + 5 * f))
-        expected = domain.filter(without_channels(x, domain.transform), lambda f: 1 / (1 + 5 * f))
-        np.testing.assert_allclose(
-            without_channels(actual, domain.transform), expected, rtol=1e-10, atol=1e-10
-        )
-        values = 1 / (1 + 5 * domain.transform.frequencies)
-        torch.testing.assert_close(domain.transform.filter(x, values), actual, **TIGHT)
-
-    def test_spectrum_sums_to_the_mean_square(self, domain: Domain, make_field: MakeField):
-        x = make_field(2, 3)
-        frequencies, energy = domain.transform.spectrum(x)
-        assert frequencies.shape == energy.shape
-        torch.testing.assert_close(energy.sum(), x.square().mean(), **TIGHT)
-        low = energy[frequencies < EDGES[0]].sum() * x.numel()
-        expected = domain.transform.band_energy(x, BANDS[0])[..., 0].sum()
-        torch.testing.assert_close(low, expected, **TIGHT)
-
-    @pytest.mark.parametrize("leading", [(2,), (2, 3), (2, 1, 3)])
-    def test_leading_axes_are_kept(
-        self, domain: Domain, make_field: MakeField, leading: tuple[int, ...]
-    ):
-        x, transform = make_field(*leading), domain.transform
-        assert transform.filter(x, torch.ones_like).shape == x.shape
-        others = [n for a, n in enumerate(x.shape, -x.ndim) if a not in transform.domain_axes]
-        energy = transform.band_energy(x, BANDS[0])
-        assert energy.shape == (*others, 3)
-        flat = transform.band_energy(x.flatten(0, len(leading) - 1), BANDS[0])
-        torch.testing.assert_close(energy.flatten(0, -2), flat.flatten(0, -2), **TIGHT)
-
-    @pytest.mark.parametrize(
-        "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
-    )
-    @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
-    def test_dtype_and_device_are_kept_and_halves_are_computed_in_float32(
-        self, domain: Domain, make_field: MakeField, dtype: torch.dtype, autocast: bool
-    ):
-        x = make_field(2, 3, dtype=dtype).requires_grad_()
-        transform = domain.transform
-        working = torch.float64 if dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-            energy = transform.sample_band_energy(x, BANDS[0])
-            filtered = transform.filter(x, lambda f: 1 / (1 + f))
-        assert (energy.dtype, energy.device) == (working, x.device)
-        assert (filtered.dtype, filtered.device) == (dtype, x.device)
-        exact = x.detach().double()
-        tolerance = dict(rtol=1e-10, atol=1e-10) if working == torch.float64 else dict(rtol=2e-5)
-        tolerance.setdefault("atol", 2e-5)
-        torch.testing.assert_close(
-            energy.double(), transform.sample_band_energy(exact, BANDS[0]), **tolerance
-        )
-        rounding = torch.finfo(dtype).eps
-        torch.testing.assert_close(
-            filtered.double(),
-            transform.filter(exact, lambda f: 1 / (1 + f)),
-            rtol=max(rounding, 2e-5),
-            atol=max(rounding, 2e-5),
-        )
-        energy.sum().backward()
-        assert (x.grad.dtype, x.grad.device) == (dtype, x.device)
-        torch.testing.assert_close(x.grad.double(), 2 * exact, rtol=2 * rounding + 2e-5, atol=1e-4)
-
-    def test_gradcheck(self, domain: Domain, make_field: MakeField):
-        x = make_field(2, 1).requires_grad_()
-        energy = lambda x: domain.transform.sample_band_energy(x, BANDS[1])  # noqa: E731
-        filtered = lambda x: domain.transform.filter(x, lambda f: 1 / (1 + f))  # noqa: E731
-        assert torch.autograd.gradcheck(energy, (x,), fast_mode=True)
-        assert torch.autograd.gradcheck(filtered, (x,), fast_mode=True)
-
-    def test_casting_the_module_leaves_the_frequencies_exact(
-        self, domain: Domain, make_field: MakeField
-    ):
-        x = make_field(2, 3)
-        expected = domain.transform.sample_band_energy(x, BANDS[0])
-        cast = copy.deepcopy(domain.transform).to(torch.bfloat16).float().half()
-        assert torch.equal(cast.frequencies, domain.transform.frequencies)
-        assert torch.equal(cast.sample_band_energy(x, BANDS[0]), expected)
-
-    def test_trains_after_a_first_use_in_inference_mode(
-        self, domain: Domain, make_field: MakeField
-    ):
-        x = make_field(2, 3)
-        with torch.inference_mode():
-            domain.transform.sample_band_energy(x, BANDS[0])
-        domain.transform.sample_band_energy(x.requires_grad_(), BANDS[0]).sum().backward()
-        torch.testing.assert_close(x.grad, 2 * x.detach(), **TIGHT)
-
-    def test_pickles_and_copies(self, domain: Domain, make_field: MakeField):
-        x = make_field(2, 3)
-        expected = domain.transform.sample_band_energy(x, BANDS[0])
-        for twin in (
-            copy.deepcopy(domain.transform),
-            pickle.loads(pickle.dumps(domain.transform)),  # noqa: S301
-        ):
-            assert torch.equal(twin.sample_band_energy(x, BANDS[0]), expected)
-        assert not domain.transform.state_dict()
-
-    def test_the_field_given_is_not_changed(self, domain: Domain, make_field: MakeField):
-        x = make_field(2, 3)
-        before = x.clone()
-        domain.transform.inverse(domain.transform(x))
-        domain.transform.sample_band_energy(x, BANDS[0])
-        domain.transform.filter(x, torch.zeros_like)
-        assert torch.equal(x, before)
-
-    def test_resized_to_its_own_size_is_the_same(self, domain: Domain, make_field: MakeField):
-        x, transform = make_field(2, 3), domain.transform
-        twin = transform.resized(transform.domain_shape).to(x.device)
-        torch.testing.assert_close(
-            twin.sample_band_energy(x, BANDS[0]), transform.sample_band_energy(x, BANDS[0])
-        )
-
-    @pytest.mark.usefixtures("as_shipped")
-    def test_refuses_fields_off_the_domain(
-        self, domain: Domain, make_field: MakeField, device: torch.device
-    ):
-        transform = domain.transform
-        x = make_field(2, 3)
-        axis = transform.domain_axes[0]
-        longer = torch.cat([x, x], axis)
-        for call in (
-            transform,
-            lambda x: transform.sample_band_energy(x, BANDS[0]),
-            lambda x: transform.band_energy(x, BANDS[0]),
-            lambda x: transform.filter(x, torch.ones_like),
-            transform.spectrum,
-        ):
-            with pytest.raises(ValueError, match=r"a field has shape .* expected .* along axes"):
-                call(longer)
-            with pytest.raises(ValueError, match=r"a field is of torch.int64, expected floating"):
-                call(x.long())
-        bare = torch.ones(transform.domain_shape + (1,) * (-transform.domain_axes[-1] - 1))
-        with pytest.raises(ValueError, match="expected a batch axis before its domain"):
-            transform.sample_band_energy(bare.to(device), BANDS[0])
-        with pytest.raises(ValueError, match=r"`response` has shape \(1, 2, 3, 4\), expected that"):
-            transform.filter(x, torch.ones(1, 2, 3, 4, device=device))
-
+from sdkd_plugin.spectral import ProductTransform
+from sdkd_plugin.spectral.chebyshev import MARGIN, band_polynomials
 
 # ------------------------------------------------------------------------------------------ grids
 
@@ -333,21 +56,12 @@ def grid_modes(shape: tuple[int, ...], boundary: str) -> Iterator[tuple[np.ndarr
         yield mode, float(np.sqrt(np.mean(np.square(relative))))
 
 
-class TestGridTransform(TransformContract):
+class TestGridTransform(BasisContract):
     @pytest.fixture(params=GRIDS, ids=lambda p: f"{p[1]}-{'x'.join(map(str, p[0]))}")
     def domain(self, request: pytest.FixtureRequest, device: torch.device) -> Domain:
         shape, boundary = request.param
         transform = GridTransform(shape, boundary).to(device)
         return Domain(transform, grid_filter(shape, boundary), list(grid_modes(shape, boundary)))
-
-    @pytest.fixture
-    def make_field(self, domain: Domain, device: torch.device) -> MakeField:
-        def make(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            size = (*leading, *domain.transform.domain_shape)
-            x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            return x.to(device, dtype)
-
-        return make
 
 
 def test_grid_frequencies_are_those_documented():
@@ -424,6 +138,7 @@ def random_graph(n: int, n_edges: int, symmetrization: str = "mean", isolated: i
 GRAPHS = {
     "random-mean": random_graph(11, 40),
     "random-max": random_graph(11, 40, "max"),
+    "magnetic": random_graph(9, 20, "magnetic"),
     "ring-even": ring(8),
     "ring-odd": ring(7),
     "torus": torus(4, 5),
@@ -432,6 +147,7 @@ GRAPHS = {
     "without-edges": Graph(torch.empty(2, 0, dtype=torch.long), None, 3),
 }
 NORMALIZATIONS = ["symmetric", "combinatorial"]
+TWO = torch.tensor([[0, 1], [1, 0]])
 
 
 def dense_laplacian(graph: Graph, normalization: str) -> np.ndarray:
@@ -441,19 +157,24 @@ def dense_laplacian(graph: Graph, normalization: str) -> np.ndarray:
     for e, (source, target) in enumerate(graph.edge_index.T.tolist()):
         if source != target:
             directed[source, target] += 1 if graph.edge_weight is None else graph.edge_weight[e]
+    weights = (directed + directed.T) / 2
     if graph.symmetrization == "max":
         weights = np.maximum(directed, directed.T)
-    else:
-        weights = (directed + directed.T) / 2
     degree = weights.sum(1)
-    laplacian = np.diag(degree) - weights
+    coupling = weights
+    if graph.symmetrization == "magnetic":
+        share = (directed - directed.T) / np.where(weights > 0, 2 * weights, 1)
+        coupling = weights * np.exp(2j * np.pi * share / 4)
+    laplacian = np.diag(degree) - coupling
     if normalization == "symmetric":
         scale = np.where(degree > 0, degree, 1) ** -0.5
         laplacian = scale[:, None] * laplacian * scale
-    return laplacian
+    connected = np.linalg.matrix_power(np.eye(n) + (weights > 0), n) > 0
+    no_means = np.eye(n) - connected / connected.sum(1)
+    return no_means @ laplacian @ no_means
 
 
-def exact(graph: Graph, normalization: str = "symmetric") -> GraphTransform:
+def exact(graph: Graph, normalization: str = "symmetric", **options) -> GraphTransform:
     return GraphTransform.from_edges(
         graph.edge_index,
         graph.edge_weight,
@@ -461,10 +182,11 @@ def exact(graph: Graph, normalization: str = "symmetric") -> GraphTransform:
         normalization=normalization,
         symmetrization=graph.symmetrization,
         dtype=torch.float64,
+        **options,
     )
 
 
-class TestGraphTransform(TransformContract):
+class TestExactGraph(BasisContract):
     @pytest.fixture(
         params=itertools.product(GRAPHS, NORMALIZATIONS), ids=lambda param: "-".join(param)
     )
@@ -474,22 +196,12 @@ class TestGraphTransform(TransformContract):
         frequency = np.clip(values, 0, None) / max(values[-1], 1e-30)
 
         def apply(x: np.ndarray, response: Response) -> np.ndarray:
-            return x @ (vectors * response(frequency)) @ vectors.T
+            return x @ ((vectors * response(frequency)) @ vectors.conj().T).T
 
-        return Domain(
-            exact(GRAPHS[name], normalization).to(device),
-            apply,
-            list(zip(vectors.T, frequency.tolist(), strict=True)),
-        )
-
-    @pytest.fixture
-    def make_field(self, domain: Domain, device: torch.device) -> MakeField:
-        def make(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            size = (*leading, *domain.transform.domain_shape, 2)
-            x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            return x.to(device, dtype)
-
-        return make
+        # A complex eigenvector is no real field.
+        real = not np.iscomplexobj(vectors)
+        modes = zip(vectors.T if real else np.ones((1, len(vectors))), frequency, strict=False)
+        return Domain(exact(GRAPHS[name], normalization).to(device), apply, list(modes))
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -550,9 +262,13 @@ def test_isolated_nodes_are_low_frequency(normalization: str):
     torch.testing.assert_close(energy, energy.new_tensor([[14.0, 0.0]]), rtol=0, atol=1e-12)
 
 
-def test_a_constant_has_frequency_zero_exactly():
-    for graph in (ring(12), torus(4, 5), random_graph(30, 200)):
-        transform = exact(graph, "combinatorial")
+STAR = Graph(torch.stack([torch.zeros(9, dtype=torch.long), torch.arange(1, 10)]), None, 10)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_constant_has_frequency_zero_exactly(normalization: str):
+    for graph in (ring(12), torus(4, 5), random_graph(30, 200), STAR):
+        transform = exact(graph, normalization)
         x = torch.ones(1, graph.num_nodes, 1, dtype=torch.float64)
         torch.testing.assert_close(transform.filter(x, lambda f: f == 0), x, **TIGHT)
 
@@ -576,13 +292,121 @@ def test_symmetrization_rules_and_duplicate_edges():
         torch.testing.assert_close(
             transform.filter(x, lambda f, h=highest: f * h), laplacian, **TIGHT
         )
-        expected = torch.tensor([[0, w, 0], [w, 0, 4], [0, 4, 0]], dtype=torch.float64)
-        adjacency = adjacency_matrix(edges, weights, 3, rule).toarray()
-        torch.testing.assert_close(torch.from_numpy(adjacency), expected, **TIGHT)
-    both_ways = torch.tensor([[0, 1], [1, 0]])
-    GraphTransform.from_edges(both_ways, torch.ones(2), 2, symmetrization="refuse")
-    with pytest.raises(ValueError, match="directed graph: choose symmetrization='mean' or 'max'"):
-        GraphTransform.from_edges(edges, weights, 3, symmetrization="refuse")
+    GraphTransform.from_edges(TWO, torch.ones(2), 2, symmetrization="refuse")
+    for graph in ((edges, weights, 3), (TWO[:, :1], torch.tensor([1e-8]), 2)):
+        with pytest.raises(ValueError, match="directed graph: choose symmetrization='mean', 'max'"):
+            GraphTransform.from_edges(*graph, symmetrization="refuse")
+
+
+class TestLowRankGraph(TransformContract):
+    @pytest.fixture(params=["mean", "magnetic"])
+    def transform(self, request: pytest.FixtureRequest, device: torch.device) -> GraphTransform:
+        graph = random_graph(24, 60, request.param, isolated=1)
+        return exact(graph, method="low-rank", rank=22).to(device)
+
+    def response(self, frequency: Tensor) -> Tensor:
+        return 1 / (1 + frequency.clamp(max=0.72))  # the lowest frequency that all keep
+
+
+class TestChebyshevGraph(TransformContract):
+    @pytest.fixture(params=itertools.product(["mean", "magnetic"], NORMALIZATIONS), ids="-".join)
+    def transform(self, request: pytest.FixtureRequest, device: torch.device) -> GraphTransform:
+        rule, normalization = request.param
+        graph = random_graph(14, 30, rule, isolated=2)
+        return exact(graph, normalization, method="chebyshev", tolerance=0.05).to(device)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("rule", ["mean", "magnetic"])
+def test_the_engines_agree(normalization: str, rule: str):
+    graph = random_graph(150, 500, rule, isolated=1)
+    known = exact(graph, normalization)
+    low = exact(graph, normalization, method="low-rank", rank=60)
+    x = torch.randn(3, 151, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(low.frequencies, known.frequencies[:60], **TIGHT)
+    bands = Bands((0.3 * float(low.frequencies[-1]), 0.9 * float(low.frequencies[-1])))
+    expected = known.sample_band_energy(x, bands)
+    torch.testing.assert_close(low.sample_band_energy(x, bands), expected, **TIGHT)
+    with pytest.raises(ValueError, match=r"`bands` reach up to 0.9, expected edges up to"):
+        low.sample_band_energy(x, Bands.split(0.9))
+    with pytest.raises(ValueError, match=r"`response` differs between frequencies"):
+        low.filter(x, lambda f: f)
+    for bands in (Bands.split(0.3, 0.2), Bands((0.2, 0.6), 0.3)):
+        expected = known.sample_band_energy(x, bands)
+        for tolerance in (0.03, 0.003):
+            fast = exact(graph, normalization, method="chebyshev", tolerance=tolerance)
+            energy = fast.sample_band_energy(x, bands)
+            total = expected.sum(1, keepdim=True)
+            assert float(((energy - expected).abs() / total).max()) < tolerance / 2
+            response = lambda f: 1 / (1 + 5 * f)  # noqa: E731
+            error = fast.filter(x, response) - known.filter(x, response)
+            assert float(error.norm() / x.norm()) < tolerance
+    for transform, method in ((known, "exact"), (low, "low-rank"), (fast, "chebyshev")):
+        assert f"method='{method}'" in repr(transform)
+
+
+def test_chebyshev_weights_are_within_their_tolerance():
+    frequency = (1 + MARGIN) * (1 + torch.linspace(0, torch.pi, 999, dtype=torch.float64).cos()) / 2
+    angle = (2 * frequency / (1 + MARGIN) - 1).acos()
+    for bands in (Bands.split(0.25, 0.2), Bands((0.1, 0.5, 0.7), 0.2), Bands.split(0.25)):
+        exact_weights = bands(frequency)[:-1]
+        outside = frequency <= 1
+        if bands.transition == 0:  # a quarter of 0.25 x 0.75 on either side
+            outside &= (frequency - 0.25).abs() > 0.047
+        for tolerance in (0.03, 0.01):
+            c = band_polynomials(bands, tolerance)
+            weights = c @ (torch.arange(c.shape[1])[:, None] * angle).cos()
+            assert weights.min() >= -1e-12
+            assert weights.sum(0).max() <= 1 + 1e-12
+            assert (weights - exact_weights)[:, outside].abs().max() <= 1.02 * tolerance
+    with pytest.raises(ValueError, match="expected wider edges"):
+        band_polynomials(Bands.split(0.25), 1e-9)
+    graph = exact(ring(70), method="chebyshev")
+    with pytest.raises(ValueError, match="`response` is too steep"):
+        graph.filter(torch.ones(1, 70, 1), lambda f: f > 0.5)
+
+
+def test_a_directed_ring_under_the_magnetic_laplacian_has_the_fourier_modes():
+    n, edges = 12, (0.31, 0.62)
+    graph = ring(n)._replace(symmetrization="magnetic")
+    transform = exact(graph, potential=0.05)
+    wave = torch.fft.fftfreq(n, dtype=torch.float64)
+    eigenvalue = 1 - torch.cos(2 * torch.pi * (wave - 0.05))
+    eigenvalue[0] = 0  # the mean is taken out
+    frequency = eigenvalue / eigenvalue.max()
+    torch.testing.assert_close(transform.frequencies, frequency.sort().values, **TIGHT)
+    assert len(transform.frequencies.unique()) == n  # both directions of a wave are told apart
+    x = torch.randn(3, n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    power = torch.fft.fft(x[..., 0], norm="ortho").abs().square()
+    expected = power @ Bands(edges)(frequency).mT
+    torch.testing.assert_close(transform.sample_band_energy(x, Bands(edges)), expected, **TIGHT)
+
+
+def test_a_basis_is_kept_on_disk_and_broken_files_are_replaced(tmp_path: Path, monkeypatch):
+    graph = random_graph(40, 120)
+    first = exact(graph, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("computed again"))
+    again = exact(graph, cache=tmp_path)
+    assert torch.equal(again.eigenvectors, first.eigenvectors)
+    assert torch.equal(again.frequencies, first.frequencies)
+    monkeypatch.undo()
+    whole = file.read_bytes()
+    exact(random_graph(41, 120), cache=tmp_path)
+    other = next(path for path in tmp_path.iterdir() if path != file).read_bytes()
+    for content in (whole[:100], other, b""):
+        file.write_bytes(content)
+        assert torch.equal(exact(graph, cache=tmp_path).eigenvectors, first.eigenvectors)
+        assert file.read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_size_chooses_the_engine():
+    n = 4100
+    assert GraphTransform.from_edges(ring(n).edge_index, None, n).method == "chebyshev"
+    assert GraphTransform.from_edges(TWO, None, np.int64(2)).method == "exact"
+    with pytest.raises(ValueError, match="no eigenvectors"):
+        GraphTransform.from_edges(ring(n).edge_index, None, n).spectrum(torch.ones(1, n, 1))
 
 
 def test_a_graph_kept_in_float32_is_exact_to_float32():
@@ -598,14 +422,13 @@ def test_a_graph_kept_in_float32_is_exact_to_float32():
     )
 
 
-TWO = torch.tensor([[0, 1], [1, 0]])
-
-
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         ((TWO, None, 0), {}, r"`num_nodes` is 0, expected an integer of at least 1"),
-        ((TWO, None, MAX_EXACT_NODES + 1), {}, r"`num_nodes` is 8001, expected at most 8000"),
+        ((TWO, None, 2.0), {}, r"`num_nodes` is 2.0, expected an integer of at least 1"),
+        ((TWO, None, 16_001), {"method": "exact"}, r"`num_nodes` is 16001, expected at most 16000"),
+        ((TWO.float(), None, 2), {}, r"`edge_index` is of torch.float32, expected integers"),
         ((TWO[:1], None, 2), {}, r"`edge_index` has shape \(1, 2\), expected \(2, edges\)"),
         ((TWO, torch.ones(3), 2), {}, r"`edge_weight` has shape \(3,\), expected \(2,\)"),
         ((TWO, torch.tensor([1, torch.nan]), 2), {}, r"`edge_weight` has 1 of 2 values.*NaN"),
@@ -614,6 +437,8 @@ TWO = torch.tensor([[0, 1], [1, 0]])
         ((TWO - 1, None, 2), {}, r"`edge_index` has nodes -1 to 0, expected 0 to 1"),
         ((TWO, None, 2), {"normalization": "sym"}, r"`normalization` is 'sym', expected one of"),
         ((TWO, None, 2), {"symmetrization": "min"}, r"`symmetrization` is 'min', expected one of"),
+        ((TWO, None, 2), {"method": "lanczos"}, r"`method` is 'lanczos', expected one of"),
+        ((TWO, None, 2), {"method": "low-rank"}, r"`rank` is 256, expected .* fewer than 1"),
     ],
 )
 @pytest.mark.usefixtures("as_shipped")
@@ -640,3 +465,110 @@ def test_graph_refuses_a_bad_basis(eigenvectors: Tensor, eigenvalues: Tensor, me
 def test_a_graph_has_one_size():
     with pytest.raises(ValueError, match=r"expected \(8,\) \(the graph's nodes\)"):
         exact(ring(8)).resized((9,))
+
+
+# ------------------------------------------------------------------------------------------- time
+
+
+def grid_basis(shape: tuple[int, ...], boundary: str) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal columns over a grid, complex where it is periodic, and their frequencies."""
+    columns, squares = np.ones((1, 1)), np.zeros(1)
+    for n in shape:
+        wave = np.arange(n) / n if boundary == "reflect" else 2 * np.abs(np.fft.fftfreq(n))
+        one = scipy.fft.idct(np.eye(n), axis=0, norm="ortho")
+        one = one if boundary == "reflect" else np.fft.ifft(np.eye(n), axis=0, norm="ortho")
+        columns, squares = np.kron(columns, one), np.add.outer(squares, wave**2).ravel()
+    return columns, np.sqrt(squares / len(shape))
+
+
+PRODUCTS = {
+    "periodic": (lambda: GridTransform((4, 3)), 3, 1, "joint"),
+    "reflect": (lambda: GridTransform((4, 3), "reflect"), 3, 2, "joint"),
+    "graph": (lambda: exact(GRAPHS["random-mean"]), 4, 1, "joint"),
+    "magnetic": (lambda: exact(GRAPHS["magnetic"]), 2, 1, "joint"),
+    "time-grid": (lambda: GridTransform((2, 3)), 5, 2, "time"),
+    "time-graph": (lambda: exact(ring(3), method="chebyshev"), 6, 1, "time"),
+}
+
+
+class TestProductTransform(BasisContract):
+    @pytest.fixture(params=PRODUCTS)
+    def domain(self, request: pytest.FixtureRequest, device: torch.device) -> Domain:
+        make, frames, variables, over = PRODUCTS[request.param]
+        space = make()
+        columns, frequency, d = np.ones((1, 1)), np.zeros(1), len(space.domain_axes)
+        if over == "joint" and isinstance(space, GridTransform):
+            columns, frequency = grid_basis(space.shape, space.boundary)
+        elif over == "joint":
+            graph = GRAPHS["random-mean" if request.param == "graph" else "magnetic"]
+            values, columns = np.linalg.eigh(dense_laplacian(graph, "symmetric"))
+            frequency = np.clip(values, 0, None) / values[-1]
+        cosines, wave = grid_basis((frames,), "reflect")
+        vectors = np.kron(np.kron(cosines, np.eye(variables)), columns)
+        wave = np.repeat(wave, variables)
+        if over == "joint":
+            wave = np.sqrt(np.add.outer(wave**2, d * frequency**2).ravel() / (d + 1))
+
+        def apply(x: np.ndarray, response: Response) -> np.ndarray:
+            flat = x.reshape(len(x), -1)
+            return (flat @ ((vectors * response(wave)) @ vectors.conj().T).T).reshape(x.shape)
+
+        transform = ProductTransform(space, frames, over=over, variables=variables).to(device)
+        real = request.param != "magnetic"
+        modes = [vectors[:, i].real.reshape(transform.domain_shape) for i in range(len(wave))]
+        return Domain(
+            transform,
+            apply,
+            list(zip(modes, wave, strict=True))
+            if real
+            else [(np.ones(transform.domain_shape), 0.0)],
+        )
+
+    @pytest.fixture
+    def make_field(
+        self, transform: ProductTransform, device: torch.device
+    ) -> Callable[..., Tensor]:
+        behind = {"time": [*transform.space.domain_shape], "joint": []}[transform.over]
+        behind += [2] if transform.space.channel_axis == -1 else []
+
+        def make(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            size = (*leading, *transform.domain_shape, *behind)
+            generator = torch.Generator().manual_seed(0)
+            return torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype)
+
+        return make
+
+
+def test_the_product_of_a_ring_and_a_path_has_the_eigenspaces_of_the_grid():
+    n, frames = 8, 5
+    x = torch.randn(2, frames, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    on_graph = ProductTransform(exact(ring(n)), frames)
+    on_grid = ProductTransform(GridTransform((n,)), frames)
+    wave = torch.arange(5, dtype=torch.float64) / 4
+    for k, f in enumerate(torch.sin(torch.pi * wave / 2) ** 2):  # the ring's eigenvalues
+        for t in range(frames):
+            both = [((g**2 + (t / frames) ** 2) / 2).sqrt() for g in (f, wave[k])]
+            parts = [
+                transform.filter(field, lambda g, b=b: (g - b).abs() < 1e-9)
+                for transform, field, b in zip(
+                    (on_graph, on_grid), (x.unsqueeze(-1), x), both, strict=True
+                )
+            ]
+            torch.testing.assert_close(parts[0].squeeze(-1), parts[1], **TIGHT)
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_products_refuse_and_are_resized():
+    ring_of_70 = exact(ring(70), method="chebyshev")
+    for space in (ring_of_70, exact(ring(70), method="low-rank", rank=9)):
+        with pytest.raises(ValueError, match=r"no eigenvectors|`space` has no whole basis"):
+            ProductTransform(space, 3)
+    with pytest.raises(ValueError, match="`over` is 'space', expected one of"):
+        ProductTransform(ring_of_70, 3, over="space")
+    with pytest.raises(ValueError, match="`frames` is 0, expected an integer"):
+        ProductTransform(GridTransform((4,)), 0)
+    latent = ProductTransform(GridTransform((8, 8)), 3).resized((16, 4, 4))
+    assert latent.domain_shape == (4, 4)  # channels of latents are no frames
+    assert ProductTransform(exact(ring(7)), 3).resized((6, 7)).frames == 6
+    with pytest.raises(ValueError, match="latents have 16 channels, expected 3"):
+        ProductTransform(GridTransform((8,)), 3, over="time").resized((16,))

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_transforms import Domain, TransformContract
 from torch import Tensor, nn
+from transform_contract import TransformContract
 
 from sdkd_plugin import Bands, DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import (
@@ -35,7 +34,7 @@ SAME = (0.0, 1.0)
 FIT = {"loss_fn": MaskedMAE(), "optim_class": torch.optim.SGD, "optim_kwargs": {"lr": 0.1}}
 
 
-def transform(edges: Tensor = EDGES, weight: Tensor | None = WEIGHT, n: int = NODES, **options):
+def graph(edges: Tensor = EDGES, weight: Tensor | None = WEIGHT, n: int = NODES, **options):
     return GraphTransform.from_edges(edges, weight, n, **options)
 
 
@@ -87,7 +86,7 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
     for learner, (loader, of_batch) in zip(
         learners,
         [
-            (StaticGraphLoader(dataset(), batch_size=4), transform()),
+            (StaticGraphLoader(dataset(), batch_size=4), graph()),
             (DisjointGraphLoader(dataset(), batch_size=4, force_batch=True), DisjointGraphs()),
         ],
         strict=True,
@@ -129,7 +128,7 @@ def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
 
 def test_batches_that_do_not_fit_the_transform_are_refused():
     batches = DisjointGraphLoader(dataset(), batch_size=4, force_batch=True)
-    one = DistillationLoss(gru(9), transform(), BANDS)
+    one = DistillationLoss(gru(9), graph(), BANDS)
     with pytest.raises(ValueError, match=r"4 disjoint graphs .* expected transform=DisjointGraphs"):
         DistillationPredictor(one, model=gru(0), **FIT).training_step(next(iter(batches)), 0)
     flat = next(iter(DisjointGraphLoader(dataset(), batch_size=4)))
@@ -164,7 +163,7 @@ def test_disjoint_graphs_refuse(as_shipped):
 def test_directed_broken_graphs_are_learned_on(symmetrization):
     learner, wise = mixer(NODES), mixer(NODES, seed=9)
     predictor = DistillationPredictor(
-        DistillationLoss(wise, transform(symmetrization=symmetrization), BANDS),
+        DistillationLoss(wise, graph(symmetrization=symmetrization), BANDS),
         model=learner,
         **FIT,
     )
@@ -178,7 +177,7 @@ def test_directed_broken_graphs_are_learned_on(symmetrization):
     energy = predictor.distillation.transform.sample_band_energy(d, BANDS)
     torch.testing.assert_close(energy, torch.tensor([[12.0, 0.0]]))
     with pytest.raises(ValueError, match="`edge_index` is a directed graph: choose symmetrization"):
-        transform(symmetrization="refuse")
+        graph(symmetrization="refuse")
 
 
 # Sensors that come and go -----------------------------------------------------------------------
@@ -216,7 +215,7 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
     # A model of tsl: pytest's type checks hide from tsl which inputs one of ours takes.
     learner = gru(0)
-    loss = DistillationLoss(wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0))
+    loss = DistillationLoss(wrapped, graph(pair, None, 3), BANDS, weighting=(1.0, 1.0))
     predictor = DistillationPredictor(loss, model=learner, **FIT)
     batch = next(iter(StaticGraphLoader(data, batch_size=4)))
     with torch.no_grad():
@@ -243,7 +242,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     for i, name in enumerate("abcdef"):
         torch.testing.assert_close(answer[:, :, mine.index(name)], expected[:, :, i])
     order = torch.arange(NODES).flip(0)  # the shared sensors, as the student has them
-    shared = SharedSensors(transform(order[EDGES]), match.student, len(mine))
+    shared = SharedSensors(graph(order[EDGES]), match.student, len(mine))
     learner = mixer(len(mine))
     loss = DistillationLoss(wrapped, shared, BANDS, weighting=(1.0, 1.0))
     DistillationPredictor(loss, model=learner, **FIT)  # accepts it
@@ -261,7 +260,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     assert shared.filter(forecast, lambda f: f * 0 + 1)[:, :, 1].abs().max() == 0
     with pytest.raises(ValueError, match=r"6 of the student's 7 sensors .* SharedSensors\("):
         DistillationPredictor(
-            DistillationLoss(wrapped, transform(n=len(mine)), BANDS), model=learner, **FIT
+            DistillationLoss(wrapped, graph(n=len(mine)), BANDS), model=learner, **FIT
         )
 
 
@@ -273,7 +272,7 @@ def test_wrappers_refuse_what_does_not_fit():
     x = torch.zeros(1, 6, 3, 1)
     with pytest.raises(ValueError, match=r"`u` has shape \(1, 6, 2, 1\), .* all sensors share"):
         wrapped(x[:, :, :2], teacher_x=x, u=torch.zeros(1, 6, 2, 1))
-    pair = transform(torch.tensor([[0], [1]]), None, 2)
+    pair = graph(torch.tensor([[0], [1]]), None, 2)
     with pytest.raises(ValueError, match=r"`transform` has shape \(2,\), expected \(3,\)"):
         SharedSensors(pair, torch.tensor([0, 1, 2]), 4)
     with pytest.raises(ValueError, match=r"`places` is \[0, 4\], expected nodes from 0 to 3"):
@@ -305,91 +304,37 @@ def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict):
 # Both as transforms ------------------------------------------------------------------------------
 
 
-class _NodeContract(TransformContract):
-    """The contract of a transform that computes no coefficients."""
-
-    # These ask for coefficients, or for one set of frequencies.
-    test_round_trip = test_parseval = test_spectrum_sums_to_the_mean_square = None
-    test_frequencies_reach_from_the_mean_to_at_most_one = test_partitions_are_not_mixed_up = None
-    test_casting_the_module_leaves_the_frequencies_exact = None
-    test_filter_is_the_response_times_each_frequency = test_refuses_fields_off_the_domain = None
-    test_the_field_given_is_not_changed = None
+class TestDisjointGraphs(TransformContract):
+    """Two equal graphs, another one, and a single node."""
 
     @pytest.fixture
-    def make_field(self, domain: Domain, device: torch.device):
-        def make(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            # Nodes before the last axis; the contract's last leading axis is that of features.
-            size = (*leading, *domain.transform.domain_shape, 1)
-            x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            return x.to(device, dtype)
-
-        return make
-
-    def test_a_field_is_filtered_and_left_alone(self, domain: Domain, make_field):
-        x = make_field(2, 3)
-        before = x.clone()
-        got = domain.transform.filter(x, lambda f: 1 / (1 + 5 * f))
-        expected = domain.filter(x[..., 0].flatten(0, 1).cpu().numpy(), lambda f: 1 / (1 + 5 * f))
-        np.testing.assert_allclose(got[..., 0].flatten(0, 1).cpu(), expected, atol=1e-10)
-        assert torch.equal(x, before)
-
-    @pytest.mark.usefixtures("as_shipped")
-    def test_fields_off_the_domain_are_refused(self, domain: Domain, make_field):
-        transform, x = domain.transform, make_field(2, 3)
-        for call in (
-            lambda x: transform.sample_band_energy(x, BANDS),
-            lambda x: transform.filter(x, abs),
-        ):
-            with pytest.raises(ValueError, match=r"a field has shape .* expected .* along axes"):
-                call(torch.cat([x, x], -2))
-            with pytest.raises(ValueError, match=r"a field is of torch.int64, expected floating"):
-                call(x.long())
-        with pytest.raises(ValueError, match="expected a batch axis before its domain"):
-            transform.sample_band_energy(x[0, 0], BANDS)
-
-
-def parts_domain(transform, parts: list[tuple[GraphTransform, list[int]]]) -> Domain:
-    """References by numpy: each part's own modes, at its nodes."""
-    n = transform.domain_shape[0]
-    bases = [(p.eigenvectors.cpu().numpy(), p.frequencies.cpu().numpy(), at) for p, at in parts]
-
-    def apply(x: np.ndarray, response) -> np.ndarray:
-        out = np.zeros_like(x)
-        for vectors, frequencies, at in bases:
-            out[:, at] = x[:, at] @ vectors * response(frequencies) @ vectors.T
-        return out
-
-    modes = []
-    for vectors, frequencies, at in bases:
-        for column, frequency in zip(vectors.T, frequencies, strict=True):
-            mode = np.zeros(n)
-            mode[at] = column
-            modes.append((mode, float(frequency)))
-    return Domain(transform, apply, modes)
-
-
-class TestDisjointGraphs(_NodeContract):
-    test_resized_to_its_own_size_is_the_same = None  # refused: see above
-
-    @pytest.fixture
-    def domain(self, device: torch.device) -> Domain:
+    def transform(self, device: torch.device) -> DisjointGraphs:
         graphs = DisjointGraphs(dtype=torch.float64)
         edges = torch.cat([EDGES, EDGES + NODES, torch.tensor([[12, 13], [13, 14]])], 1).to(device)
         weight = torch.cat([WEIGHT, WEIGHT, torch.ones(2)]).to(device)
         graphs.set_graphs(edges, weight, torch.tensor([0, 6, 12, 15, 16]))
-        first = transform(dtype=torch.float64)
-        third = transform(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
-        alone = transform(EDGES[:, :0], None, 1, dtype=torch.float64)
-        places = [(first, [*range(6)]), (first, [*range(6, 12)]), (third, [12, 13, 14])]
-        return parts_domain(graphs, [*places, (alone, [15])])
+        return graphs
+
+    def test_each_graph_is_filtered_by_its_own_frequencies(self, transform, make_field):
+        x = make_field(2, 3)
+        third = graph(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
+        filtered = transform.filter(x, self.response)
+        expected = third.filter(x[..., 12:15, :], self.response)
+        torch.testing.assert_close(filtered[..., 12:15, :], expected)
+        torch.testing.assert_close(filtered[..., 15:, :], x[..., 15:, :])  # a node is its mean
 
 
-class TestSharedSensors(_NodeContract):
-    """Where all sensors are shared, in another order; others have no energy: see above."""
+class TestSharedSensors(TransformContract):
+    """All sensors, in another order; of sensors that are not shared: see above."""
+
+    places = torch.tensor([3, 1, 0, 5, 4, 2])
 
     @pytest.fixture
-    def domain(self, device: torch.device) -> Domain:
-        places = torch.tensor([3, 1, 0, 5, 4, 2])
-        own = transform(dtype=torch.float64)
-        shared = SharedSensors(own, places, NODES).to(device)
-        return parts_domain(shared, [(own, places.tolist())])
+    def transform(self, device: torch.device) -> SharedSensors:
+        own = graph(dtype=torch.float64)
+        return SharedSensors(own, self.places, NODES).to(device)
+
+    def test_the_order_of_the_graph_is_found(self, transform, make_field):
+        x, own = make_field(2, 3).cpu(), graph(dtype=torch.float64)
+        filtered = transform.cpu().filter(x, self.response)[..., self.places, :]
+        torch.testing.assert_close(filtered, own.filter(x[..., self.places, :], self.response))

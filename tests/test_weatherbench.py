@@ -234,10 +234,7 @@ LATER = surface(hours("2017-01-01 06:00", 6))
         (T2M.isel(time=[]), r"'time': 0.* expected numbers along time"),
         (T2M.drop_vars("time"), r"with coordinates \['lat', 'lon'\], expected numbers along"),
         (T2M.assign_coords(time=np.arange(6)), "dates of the standard calendar"),
-        (
-            T2M.isel(time=0),
-            r"t2m' is float32 along {'lat': 8, 'lon': 16} .*, expected",
-        ),
+        (T2M.isel(time=0), r"t2m' is float32 along {'lat': 8, 'lon': 16} .*, expected"),
         (T2M.expand_dims(number=[0]), "forecasts by lead time are not read"),
         (T2M.astype(str), "t2m' is .* along .*, expected numbers"),
         (T2M.where(LATITUDE[:, None] > 0), re.escape("(t2m)` has 384 of 768 values that are NaN")),
@@ -343,6 +340,9 @@ def test_bad_latitudes(latitude: list[float]) -> None:
 
 
 def test_absent_files_are_named(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "no", "no does not exist"), (tmp_path, "holds no file")):
+    for path, message in (
+        (tmp_path / "no.zarr", "no.zarr does not exist"),
+        (tmp_path, "holds no file"),
+    ):
         with pytest.raises(FileNotFoundError, match=f"{message}.*expected a netCDF file"):
             read_weatherbench(path, {"t2m": None})

@@ -89,7 +89,7 @@ def convection_times(
 
 
 class _Flow:
-    """One grid, Ra and Pr. States are (wave number, sample, amplitudes of Stokes and heat modes)."""
+    """One grid, Ra and Pr. A state is (wave number, sample, amplitudes of Stokes, heat modes)."""
 
     def __init__(self, rayleigh: float, prandtl: float, aspect_ratio: float, like: Tensor) -> None:
         self.nx, nz = like.shape[2:]
@@ -127,23 +127,14 @@ class _Flow:
 
     def tendency(self, state: Tensor) -> Tensor:
         """Advection, of momentum as vorticity times velocity, and buoyancy."""
-        u_hat, w_hat, vorticity_hat, temperature_hat = self._at_points(state)
-        u, w, vorticity, temperature = irfft(
-            torch.stack([u_hat, w_hat, vorticity_hat, temperature_hat]),
-            n=self.nx,
-            dim=1,
-            norm="forward",
-        )
+        spectra = torch.stack(self._at_points(state))
+        u, w, vorticity, temperature = irfft(spectra, n=self.nx, dim=1, norm="forward")
         push_x, push_z, flux_x, flux_z = self._spectrum(
             torch.stack([w * vorticity, -u * vorticity, u * temperature, w * temperature])
         )
-        return torch.cat(
-            [
-                self._on_stokes(push_x, push_z + temperature_hat),
-                _times(w_hat - self.ik * flux_x, self.on_heat) + _times(flux_z, self.on_heat_slope),
-            ],
-            dim=-1,
-        )
+        _, w_hat, _, temperature_hat = spectra
+        heat = _times(w_hat - self.ik * flux_x, self.on_heat) + _times(flux_z, self.on_heat_slope)
+        return torch.cat([self._on_stokes(push_x, push_z + temperature_hat), heat], dim=-1)
 
     def observe(self, state: Tensor) -> tuple[Tensor, float]:
         """The fields, and the grid points crossed in a unit of time, max(|u| / dx + |w| / dz)."""

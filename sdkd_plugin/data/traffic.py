@@ -1,5 +1,6 @@
 """Readers of measured traffic: the T-GCN csv layout, and which layout a folder holds."""
 
+import io
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice
+from sdkd_plugin.data.reading import reading
 from sdkd_plugin.data.sensors import TrafficData
 
 Missing = Literal["none", "zeros", "nan"]
@@ -228,7 +230,9 @@ def _read_numbers(path: Path, lines: list[str], skip: int, gaps: bool) -> np.nda
 
 
 def _read_locations(path: Path, ids: tuple[str, ...]) -> Tensor:
-    frame = pd.read_csv(path, dtype=str, skipinitialspace=True)
+    text = io.StringIO("\n".join(_read_lines(path)))
+    with reading(path, "a csv of locations"):
+        frame = pd.read_csv(text, dtype=str, skipinitialspace=True, index_col=False)
     if not {"sensor_id", "latitude", "longitude"} <= set(frame.columns):
         raise ValueError(
             f"{path} has the columns {list(frame.columns)}, expected 'sensor_id', 'latitude' and "

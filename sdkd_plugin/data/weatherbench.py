@@ -28,12 +28,7 @@ from sdkd_plugin.data.reading import (
 )
 
 # The names that WeatherBench 1, WeatherBench 2 and the files of the ERA5 archive give their axes.
-_AXES = {
-    "valid_time": "time",
-    "pressure_level": "level",
-    "latitude": "lat",
-    "longitude": "lon",
-}
+_AXES = {"valid_time": "time", "pressure_level": "level", "latitude": "lat", "longitude": "lon"}
 _ZARR_MARKERS = (".zmetadata", ".zgroup", "zarr.json")
 _INSTALL = "pip install 'sdkd_plugin[weather]'"
 
@@ -148,8 +143,8 @@ def read_weatherbench(
 def _sources(path: PathLike) -> list[str]:
     """The files and zarr stores at a path."""
     folder = Path(path)
-    markers = (folder / marker for marker in _ZARR_MARKERS)
-    if "://" in str(path) or folder.suffix == ".zarr" or any(each.exists() for each in markers):
+    is_store = folder.suffix == ".zarr" or any((folder / each).exists() for each in _ZARR_MARKERS)
+    if "://" in str(path) or (folder.is_dir() and is_store):
         return [str(path)]
     return [str(file) for file in files_at(path, "**/*.nc", "a netCDF file, a zarr store")]
 

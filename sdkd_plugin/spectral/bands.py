@@ -67,7 +67,7 @@ class Bands:
         if any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False)):
             raise ValueError(f"`edges` is {self.edges}, expected ascending edges.")
         reach = self.transition / 2
-        if not 0 <= reach <= min(self.edges[0], 1 - self.edges[-1]):
+        if not 0 <= reach <= min(self.edges[0], 1 - self.edges[-1]) + SAME_FREQUENCY:
             raise ValueError(
                 f"`transition` is {self.transition}, expected a width of at least 0 that keeps "
                 f"the edges {self.edges} within [0, 1]."
@@ -98,11 +98,11 @@ class Bands:
 
     @classmethod
     def from_energy(cls, spectrum: Spectrum, n: int, transition: float = 0.0) -> "Bands":
-        """``n`` bands of equal energy, as far as the domain's frequencies allow.
+        """``n`` bands whose energies are as nearly equal as the domain's frequencies allow.
 
-        Each edge lies midway between two neighbouring frequencies. The energy at frequency 0,
-        the mean, belongs to the lowest band but is not counted: a large mean would leave all
-        other bands empty.
+        The edges, each midway between two neighbouring frequencies, minimise the sum of
+        ``|share below edge j - j / n|``. The energy at frequency 0, the mean, belongs to the
+        lowest band but is left out: a large mean would leave all other bands empty.
 
         Args:
             spectrum: of the data, from a transform's ``spectrum(x)``.
@@ -110,8 +110,8 @@ class Bands:
             transition: as for `Bands`.
 
         Raises:
-            ValueError: if the spectrum carries no energy besides the mean, or its energy is so
-                concentrated that two edges would fall between the same two frequencies.
+            ValueError: if the spectrum carries no energy besides the mean, or fewer than ``n``
+                frequencies carry energy.
 
         Example:
             >>> flat = Spectrum(torch.linspace(0, 1, 101), torch.ones(101))
@@ -134,14 +134,14 @@ class Bands:
                 "expected a finite number well above 0."
             )
         share = energy.cumsum(0) / energy.sum()
-        # searchsorted finds the last frequency of each lower part; the edge lies above it.
-        targets = torch.arange(1, n, dtype=torch.float64) / n
-        last = torch.searchsorted(share, targets - 1e-12)
-        if int(last.max()) >= len(frequencies) - 1 or len(last.unique()) < n - 1:
+        # An edge above a frequency without energy would be a second choice for the same bands.
+        last = ((energy > 1e-12 * energy.sum()) & (share < 1 - 1e-12)).nonzero().flatten()
+        if len(last) < n - 1:
             raise ValueError(
                 f"`n` is {n}, expected fewer bands: the energy is concentrated on so few "
                 "frequencies that they cannot be split further."
             )
+        last = last[_nearest_increasing(share[last], n)]
         edges = (frequencies[last] + frequencies[last + 1]) / 2
         return cls(tuple(edges.tolist()), transition)
 
@@ -167,3 +167,19 @@ class Bands:
         if self.transition == 0:
             return (distance >= -SAME_FREQUENCY).to(distance.dtype)
         return (1 + torch.sin(math.pi * (distance / self.transition).clamp(-0.5, 0.5))) / 2
+
+
+def _nearest_increasing(share: Tensor, n: int) -> Tensor:
+    """Indices ``i_1 < ... < i_(n-1)`` that minimise ``sum_j |share[i_j] - j / n|``."""
+    total = (share - 1 / n).abs()
+    before = []
+    for j in range(2, n):
+        best, where = total.cummin(0)
+        before.append(where)
+        total = (share - j / n).abs()
+        total[1:] += best[:-1]
+        total[: j - 1] = math.inf
+    chosen = [int(total.argmin())]
+    for where in reversed(before):
+        chosen.append(int(where[chosen[-1] - 1]))
+    return torch.tensor(chosen[::-1])

@@ -1,26 +1,26 @@
-"""Transforms that know their domain's eigenbasis: coefficients, and quadratic forms in them.
+"""Transforms that know their domain's eigenbasis, whole or its lowest part.
 
-Here live `AbstractBasisTransform`, which grids and graphs share, and the one autograd function
-behind every spectral loss. The bases themselves are in `grid` and `graph`.
+Here lives `AbstractBasisTransform`, which grids, spheres and small graphs share. The bases
+themselves are in `grid`, `graph_basis`, `product` and `sphere`.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sdkd_plugin.spectral.bands import Bands, Spectrum
-from sdkd_plugin.spectral.transform import AbstractTransform, check_field, working_dtype
+from sdkd_plugin.spectral.quadratic import AbstractQuadraticTransform
+from sdkd_plugin.spectral.transform import check_field, working_dtype
 
 
-class AbstractBasisTransform(AbstractTransform):
+class AbstractBasisTransform(AbstractQuadraticTransform):
     """An orthonormal change of basis: coefficients of a field in its domain's eigenbasis.
 
-    Parseval holds as ``sum(multiplicity * |forward(x)|^2) == sum(x^2)``.
+    Parseval holds as ``sum(multiplicity * |forward(x)|^2) == sum(x^2)``, on a part of a basis as
+    ``<=``; the difference belongs to the highest band.
     """
 
     frequencies: Tensor
@@ -34,17 +34,6 @@ class AbstractBasisTransform(AbstractTransform):
         # Not persistent: they follow from the constructor's arguments.
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.register_buffer("multiplicity", multiplicity, persistent=False)
-        self._masks: dict[tuple[Bands, torch.device, torch.dtype], Tensor] = {}
-
-    def _apply(
-        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
-    ) -> "AbstractBasisTransform":
-        """Follow to another device, but in full precision: `half` must not move frequencies."""
-        exact = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            setattr(self, name, buffer.to(getattr(self, name).device))
-        return self
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -54,36 +43,96 @@ class AbstractBasisTransform(AbstractTransform):
     def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Fields from their coefficients."""
 
-    @property
-    @abstractmethod
-    def _unscaled_energy(self) -> float:
-        """Energy of an orthonormal coefficient over that of an unscaled one."""
-
     @abstractmethod
     def _unscaled(self, x: Tensor) -> Tensor:
-        """Coefficients, of float32 or float64 fields, in the scale that is fastest."""
+        """Coefficients in the scale and layout that are fastest, real or complex."""
 
     @abstractmethod
     def _from_unscaled(self, coefficients: Tensor) -> Tensor:
         """The inverse of `_unscaled`."""
 
-    def masks(self, bands: Bands, like: Tensor) -> Float[Tensor, "n_bands ..."]:
-        """Power weight of each band at each frequency, computed once for a device and dtype."""
-        key = bands, like.device, working_dtype(like)
-        if key not in self._masks:
-            # A validation pass in inference mode may come first; training needs normal tensors.
-            with torch.inference_mode(False):
-                self._masks[key] = bands(self.frequencies).to(like.device, key[2])
-        return self._masks[key]
+    @abstractmethod
+    def _slots(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Values at `frequencies`, one for each real number in the layout of `_unscaled`."""
 
-    def sample_band_energy(
-        self, x: Float[Tensor, "batch ..."], bands: Bands
+    @abstractmethod
+    def _slot_energy(self) -> Float[Tensor, "..."]:
+        """Energy of a real number 1 in each place of that layout."""
+
+    def _weighted(self, x: Tensor) -> Tensor:
+        """Fields times the weights of the inner product in which the basis is orthonormal."""
+        return x
+
+    def _tables(self, bands: Bands, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The bands' power weights at each real number, and these times its energy."""
+        if self.needs_field:
+            self._check_edges(bands)
+        weights = self._slots(bands(self.frequencies)).flatten(1)
+        tables = torch.stack([weights, weights * self._slot_energy().to(weights).flatten()])
+        return tables.to(device, dtype)
+
+    def _check_edges(self, bands: Bands) -> None:
+        kept, needed = float(self.frequencies.max()), bands.edges[-1] + bands.transition / 2
+        if needed > kept:
+            raise ValueError(
+                f"`bands` reach up to {needed:.4g}, expected edges up to {kept:.4g}: this "
+                f"transform keeps {self.frequencies.numel()} frequencies and takes all others as "
+                "one band. Keep more of them, or choose another method."
+            )
+
+    def _analyse(self, x: Tensor, tables: Tensor) -> Tensor:
+        return self._unscaled(x)
+
+    def _bilinear(
+        self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
-        """See `AbstractTransform`."""
-        check_field(self, x, batched=True)
-        x = x.to(working_dtype(x))
-        energy: Tensor = _SampleBandEnergy.apply(x, self, self.masks(bands, x))
-        return energy
+        before, behind = a.ndim + self.domain_axes[0] - 1, -self.domain_axes[-1] - 1
+        p = torch.view_as_real(a) if a.is_complex() else a
+        p = p.flatten(1, before) if before else p[:, None]
+        q = p
+        if b is not a:
+            q = torch.view_as_real(b) if b.is_complex() else b
+            q = q.flatten(1, before) if before else q[:, None]
+        if a.is_cuda or p.shape[1] > 16:
+            products = (p * q).sum(1)
+        else:
+            # Channel by channel, without a temporary tensor as large as the field.
+            products = p[:, 0] * q[:, 0]
+            for channel in range(1, p.shape[1]):
+                products = torch.addcmul(products, p[:, channel], q[:, channel])
+        if behind:
+            first = 1 + len(self.domain_axes)
+            products = products.sum(tuple(range(first, first + behind)))
+        energy = products.flatten(1) @ tables[1].mT
+        if not self.needs_field:
+            return energy
+        assert x is not None  # noqa: S101
+        assert y is not None  # noqa: S101
+        rest = (self._weighted(x) * y).flatten(1).sum(1) - energy.sum(1)
+        return torch.cat([energy[:, :-1], energy[:, -1:] + rest[:, None]], 1)
+
+    def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
+        if not self.needs_field:
+            return self._from_unscaled(self._times(a, weights @ tables[0]))
+        assert x is not None  # noqa: S101
+        top = weights[:, -1:]
+        rest = top.reshape(-1, *[1] * (x.ndim - 1)) * x
+        low = self._from_unscaled(self._times(a, (weights - top) @ tables[0]))
+        return self._weighted(rest + low)
+
+    def _adjoint(self, a: Tensor, tables: Tensor) -> Tensor:
+        energy = self._slot_energy().to(tables).flatten()
+        return self._weighted(self._from_unscaled(self._times(a, 1 / energy[None])))
+
+    def _times(self, a: Tensor, factors: Float[Tensor, "batch slots"]) -> Tensor:
+        """Coefficients with each real number multiplied by a factor."""
+        first, last = self.domain_axes[0], self.domain_axes[-1]
+        parts, reals = ([2], torch.view_as_real(a)) if a.is_complex() else ([], a)
+        domain = [*a.shape[first : last + 1 or None], *[1] * (-last - 1), *parts]
+        # A field without a batch axis has one factor for all.
+        leading = [-1, *[1] * (a.ndim + first - 1)] if a.ndim + first else []
+        product = reals * factors.reshape(*leading, *domain)
+        return torch.view_as_complex(product) if parts else product
 
     def filter(
         self,
@@ -99,20 +148,39 @@ class AbstractBasisTransform(AbstractTransform):
             >>> torch.allclose(mean, x.mean(-1, keepdim=True).expand_as(x), atol=1e-6)
             True
         """
+        check_field(self, x)
         gain = response(self.frequencies) if callable(response) else response
         if gain.shape != self.frequencies.shape:
             raise ValueError(
                 f"`response` has shape {tuple(gain.shape)}, expected that of the frequencies, "
                 f"{tuple(self.frequencies.shape)}."
             )
-        gain = self._over_axes(x.ndim, gain.to(x.device, working_dtype(x)))
-        return self.inverse(self(x) * gain).to(x.dtype)
+        rest = self._rest_of(response) if self.needs_field else 0.0
+        working = x.to(working_dtype(x))
+        factors = self._slots(gain.to(working) - rest).flatten()[None]
+        with torch.autocast(x.device.type, enabled=False):
+            filtered = self._from_unscaled(self._times(self._unscaled(working), factors))
+        return (filtered + rest * working if self.needs_field else filtered).to(x.dtype)
+
+    def _rest_of(self, response: Callable[[Tensor], Tensor] | Tensor) -> float:
+        """The response at the frequencies that are not kept, which must be one number."""
+        highest = self.frequencies.max()
+        if callable(response):
+            beyond = highest + (1 - highest) * torch.linspace(0, 1, 65).to(highest)
+            values = response(beyond).to(highest)
+            if torch.allclose(values, values[-1], atol=1e-6):
+                return float(values[-1])
+        raise ValueError(
+            "`response` differs between frequencies that this transform does not keep "
+            f"(above {float(highest):.4g}), expected a function that is constant there."
+        )
 
     def spectrum(self, x: Float[Tensor, "..."]) -> Spectrum:
         """Mean energy of fields at each frequency.
 
         Formula: ``energy_k = multiplicity_k |x_hat_k|^2 / (number of elements of x)``, summed over
-        all fields, so that the energies sum to the mean square of ``x``.
+        all fields, so that the energies sum to the mean square of ``x`` (on a part of a basis: of
+        what it spans).
 
         Raises:
             ValueError: if the fields do not lie on the domain.
@@ -123,59 +191,9 @@ class AbstractBasisTransform(AbstractTransform):
             >>> round(float(energy.sum()), 6), round(float(energy[0]), 6)
             (1.0, 1.0)
         """
-        squares = self._squares(self(x), keep=0).unflatten(0, (self.frequencies.numel(), -1))
-        power = self.multiplicity.flatten().to(squares) * squares.sum(-1)
-        return Spectrum(self.frequencies.flatten(), power / x.numel())
-
-    def _squares(self, coefficients: Tensor, *, keep: int) -> Float[Tensor, "*kept n_reals"]:
-        """Squares of the real numbers in coefficients, all but the first ``keep`` axes summed.
-
-        A complex coefficient gives two, its real and its imaginary part's, side by side: the
-        modulus would take a square root, and adding the two here is slow.
-        """
-        n = coefficients.ndim
-        summed = [axis for axis in range(keep, n) if axis - n not in self.domain_axes]
-        reals = torch.view_as_real(coefficients) if coefficients.is_complex() else coefficients
-        squares = reals.square()
-        return (squares.sum(summed) if summed else squares).flatten(start_dim=keep)
-
-    def _over_axes(self, ndim: int, per_frequency: Tensor) -> Tensor:
-        """Shape ``(frequencies)`` or ``(batch, frequencies)`` to multiply ``ndim`` axes."""
-        n_domain = len(self.domain_axes)
-        batch = per_frequency.shape[:-n_domain]
-        trailing = -self.domain_axes[-1] - 1
-        between = ndim - len(batch) - n_domain - trailing
-        return per_frequency.reshape(
-            *batch, *[1] * between, *per_frequency.shape[-n_domain:], *[1] * trailing
-        )
-
-
-class _SampleBandEnergy(torch.autograd.Function):
-    """``e[b, i] = sum_k masks[i, k] multiplicity[k] |x_hat[b, k]|^2``, summed over channels too.
-
-    The gradient is ``2 g(L) x`` with the response ``g = sum_i de[b, i] masks[i]``: one transform
-    on the way forward, one inverse on the way back, and only the coefficients are kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, transform: AbstractBasisTransform, masks: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            coefficients = transform._unscaled(x)
-            squares = transform._squares(coefficients, keep=1)
-            multiplicity = transform._unscaled_energy * transform.multiplicity
-            weights = (masks * multiplicity.to(masks)).flatten(1)
-            parts = squares.shape[1] // weights.shape[1]
-            energy = squares @ weights.repeat_interleave(parts, dim=1).mT
-        ctx.save_for_backward(coefficients, masks)
-        ctx.transform = transform
-        return energy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        coefficients, masks = ctx.saved_tensors
-        transform: AbstractBasisTransform = ctx.transform
-        with torch.autocast(grad.device.type, enabled=False):
-            response = (2 * grad @ masks.flatten(1)).unflatten(1, masks.shape[1:])
-            response = transform._over_axes(coefficients.ndim, response)
-            return transform._from_unscaled(coefficients * response), None, None
+        c = self(x)
+        axes = {axis % c.ndim for axis in self.domain_axes}
+        others = [axis for axis in range(c.ndim) if axis not in axes]
+        squares = (c * c.conj()).real
+        power = (squares.sum(others) if others else squares) * self.multiplicity.to(squares)
+        return Spectrum(self.frequencies.flatten(), power.flatten() / x.numel())

@@ -1,27 +1,37 @@
-"""Signals on graphs: the graph Fourier transform in the Laplacian's eigenbasis."""
+"""Signals on graphs: the frequencies of a graph's Laplacian, by the engine that its size allows."""
 
-from functools import cached_property
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.csgraph
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_finite, check_positive_int, check_shape
-from sdkd_plugin.spectral.basis import AbstractBasisTransform
-from sdkd_plugin.spectral.transform import check_field, working_dtype
+from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin.spectral.bands import Bands, Spectrum
+from sdkd_plugin.spectral.chebyshev import ChebyshevGraph
+from sdkd_plugin.spectral.graph_basis import GraphBasis, graph_basis
+from sdkd_plugin.spectral.laplacian import (
+    Normalization,
+    Symmetrization,
+    directed_adjacency,
+    graph_laplacian,
+)
+from sdkd_plugin.spectral.transform import AbstractTransform
 
-Normalization = Literal["symmetric", "combinatorial"]
-Symmetrization = Literal["mean", "max", "refuse"]
+Method = Literal["auto", "exact", "low-rank", "chebyshev"]
 
-MAX_EXACT_NODES = 8000
-"""Beyond this an eigendecomposition takes minutes and gigabytes."""
+AUTO_EXACT_NODES = 4000
+"""Up to this size ``auto`` computes all eigenvectors, in half a minute and 130 MB."""
+
+MAX_EXACT_NODES = 16_000
+"""Beyond this all eigenvectors take an hour and many gigabytes."""
 
 
-class GraphTransform(AbstractBasisTransform):
+class GraphTransform(AbstractTransform):
     """Orthonormal graph Fourier transform ``x_hat = U^T x`` with ``L = U diag(lambda) U^T``.
 
     Frequency is lambda / lambda_max. Signals are ``(..., nodes, features)``, as in tsl and PyG.
@@ -38,50 +48,49 @@ class GraphTransform(AbstractBasisTransform):
     Source: Shuman et al. 2013, "The emerging field of signal processing on graphs".
     """
 
-    eigenvectors: Tensor
-
     domain_axes = (-2,)
     channel_axis = -1
-    _unscaled_energy = 1.0
+    engine: GraphBasis | ChebyshevGraph
 
     def __init__(
         self,
         eigenvectors: Float[Tensor, "nodes frequencies"],
         eigenvalues: Float[Tensor, " frequencies"],
     ) -> None:
-        n = eigenvalues.shape[0]
-        check_shape("eigenvectors", eigenvectors.shape, (n, n), "a column for each eigenvalue")
-        gram = eigenvectors.mT @ eigenvectors
-        if not torch.allclose(gram, torch.eye(n, dtype=gram.dtype, device=gram.device), atol=1e-4):
-            raise ValueError("`eigenvectors` has columns that are not orthonormal.")
-        check_finite("eigenvalues", eigenvalues)
-        if n and float(eigenvalues.min()) < 0:
-            raise ValueError(
-                f"`eigenvalues` has {float(eigenvalues.min())}, expected none below 0: "
-                "the Laplacian of a graph without negative weights has none."
-            )
-        highest = eigenvalues.double().max()
-        # A graph without edges carries means only.
-        frequencies = eigenvalues.double() / torch.where(highest > 0, highest, 1)
-        super().__init__(frequencies, torch.ones_like(frequencies))
-        self.register_buffer("eigenvectors", eigenvectors, persistent=False)
+        super().__init__()
+        self.engine = GraphBasis(eigenvectors, eigenvalues)
 
     @classmethod
     def from_edges(
         cls,
         edge_index: Int[Tensor, "2 edges"],
         edge_weight: Float[Tensor, " edges"] | None,
-        num_nodes: int,
+        num_nodes: int | np.integer,
         *,
         normalization: Normalization = "symmetric",
         symmetrization: Symmetrization = "mean",
+        potential: float = 0.25,
+        method: Method = "auto",
+        rank: int = 256,
+        tolerance: float = 0.01,
+        cache: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "GraphTransform":
-        """The transform of a weighted graph, exact.
+        """The transform of a weighted graph.
 
-        With W the symmetrised adjacency without self-loops and D its degrees, the Laplacian is
-        ``D - W`` (combinatorial) or ``I - D^(-1/2) W D^(-1/2)`` (symmetric). The row of an
-        isolated node is zero in both: its signal has frequency 0, whatever it is.
+        With A the weights, W the symmetrised ones without self-loops and D their degrees, L is
+        ``P M P``: M is ``D - W`` (combinatorial) or ``I - D^(-1/2) W D^(-1/2)`` (symmetric), P
+        takes out the mean of each connected component. So frequency 0 is the mean, also where
+        degrees differ, and an isolated node has frequency 0 only. The symmetric Laplacian is the
+        default because its eigenvalues are at most 2 whatever the degrees: a hub does not push
+        the frequencies of all other nodes towards 0.
+
+        Engines: ``exact`` computes all eigenvectors in float64 (n^3). ``low-rank`` computes the
+        ``rank`` lowest; all that they leave is the highest band, and edges of bands must lie below
+        the highest frequency kept. ``chebyshev`` takes polynomials of L, O(order x edges), with
+        power weights within ``tolerance`` of the bands' (hard edges are smoothed: see
+        `sdkd_plugin.spectral.chebyshev`). ``auto`` is exact up to `AUTO_EXACT_NODES`, else
+        chebyshev.
 
         Args:
             edge_index: source and target of each edge; parallel edges add up.
@@ -89,35 +98,98 @@ class GraphTransform(AbstractBasisTransform):
             num_nodes: nodes without edges count too.
             normalization: which Laplacian.
             symmetrization: what a directed graph becomes: the ``mean`` of both directions, their
-                ``max``, or an error (``refuse``).
-            dtype: in which the eigenvectors are kept; they are computed in float64.
+                ``max``, an error (``refuse``), or ``magnetic``: the mean W with the phases
+                ``exp(2 pi i potential (A_uv - A_vu) / (A_uv + A_vu))``, a Hermitian Laplacian that
+                tells directions apart. Of real signals it sees the real part of ``g(L)``.
+            potential: of the magnetic Laplacian, in turns an edge.
+            method: which engine.
+            rank: eigenvectors that low-rank keeps.
+            tolerance: of chebyshev.
+            cache: folder where eigenvectors are kept under the graph's hash. By default
+                ``$SDKD_CACHE``, for graphs of 1,000 nodes and more, and none where it is not set.
+            dtype: in which eigenvectors or the matrix are kept.
 
         Raises:
-            ValueError: if there are no nodes or more than `MAX_EXACT_NODES`, an index is out of
-                range, a weight is negative or not finite, an option is unknown, or the graph is
-                directed and that was refused.
+            ValueError: if there are no nodes or too many for the method, an index is no integer
+                or out of range, a weight is negative or not finite, an option is unknown, the
+                graph is directed and that was refused, or ``rank`` does not fit the graph.
 
         Example:
             >>> ring = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
             >>> transform = GraphTransform.from_edges(ring, None, 4)
             >>> [round(float(f), 6) for f in transform.frequencies]
             [0.0, 0.5, 0.5, 1.0]
-        """
-        check_choice("normalization", normalization, get_args(Normalization))
-        adjacency = adjacency_matrix(edge_index, edge_weight, num_nodes, symmetrization)
-        # scipy's convention for a node without edges is the one documented above.
-        laplacian = scipy.sparse.csgraph.laplacian(
-            adjacency.toarray(), normed=normalization == "symmetric"
-        )
-        values, vectors = torch.linalg.eigh(torch.from_numpy(np.asarray(laplacian)))
-        # Round-off leaves eigenvalues of about 1e-17, of either sign, where the exact ones are 0.
-        noise = num_nodes * torch.finfo(values.dtype).eps * values.max()
-        return cls(vectors.to(dtype), torch.where(values > noise, values, 0))
 
-    @cached_property
+        Source: magnetic Laplacian: Zhang et al. 2021, "MagNet".
+        """
+        check_choice("method", method, get_args(Method))
+        n = int(num_nodes) if isinstance(num_nodes, np.integer) else num_nodes
+        directed = directed_adjacency(edge_index, edge_weight, n)
+        laplacian = graph_laplacian(directed, normalization, symmetrization, potential)
+        if method == "auto":
+            method = "exact" if n <= AUTO_EXACT_NODES else "chebyshev"
+        if method == "exact" and n > MAX_EXACT_NODES:
+            raise ValueError(
+                f"`num_nodes` is {n}, expected at most {MAX_EXACT_NODES} for method='exact': it "
+                "needs all eigenvectors; take 'low-rank' or 'chebyshev'."
+            )
+        transform = cls.__new__(cls)
+        AbstractTransform.__init__(transform)
+        if method == "chebyshev":
+            transform.engine = ChebyshevGraph(laplacian, tolerance, dtype)
+            return transform
+        own = os.environ.get("SDKD_CACHE") if n >= 1000 else None
+        folder = cache if cache is not None else own
+        if method == "low-rank":
+            check_positive_int("rank", rank)
+        transform.engine = graph_basis(
+            laplacian,
+            rank if method == "low-rank" else None,
+            dtype,
+            None if folder is None else Path(folder).expanduser(),
+        )
+        return transform
+
+    @property
+    def method(self) -> str:
+        """The engine: ``exact``, ``low-rank`` or ``chebyshev``."""
+        if isinstance(self.engine, ChebyshevGraph):
+            return "chebyshev"
+        return "low-rank" if self.engine.needs_field else "exact"
+
+    @property
+    def basis(self) -> GraphBasis:
+        """The engine with eigenvectors.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if isinstance(self.engine, GraphBasis):
+            return self.engine
+        raise ValueError(
+            "this graph's transform has no eigenvectors: build it by from_edges(..., "
+            "method='exact') or method='low-rank'."
+        )
+
+    @property
+    def eigenvectors(self) -> Shaped[Tensor, "nodes kept"]:
+        """Orthonormal columns."""
+        return self.basis.eigenvectors
+
+    @property
+    def frequencies(self) -> Float[Tensor, " kept"]:
+        """Frequencies of the eigenvectors."""
+        return self.basis.frequencies
+
+    @property
+    def multiplicity(self) -> Float[Tensor, " kept"]:
+        """How often each coefficient counts in Parseval's sum: once."""
+        return self.basis.multiplicity
+
+    @property
     def domain_shape(self) -> tuple[int, ...]:
         """The number of nodes."""
-        return (self.eigenvectors.shape[0],)
+        return self.engine.domain_shape
 
     def resized(self, domain_shape: tuple[int, ...]) -> "GraphTransform":
         """The same transform: a graph has one size.
@@ -125,84 +197,41 @@ class GraphTransform(AbstractBasisTransform):
         Raises:
             ValueError: if another number of nodes is asked for.
         """
-        check_shape("domain_shape", domain_shape, self.domain_shape, "the graph's nodes")
+        self.engine.resized(domain_shape)
         return self
 
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """Coefficients ``(..., frequencies, features)`` of signals ``(..., nodes, features)``.
 
         Raises:
-            ValueError: if the last but one axis of ``x`` is not the graph's nodes.
+            ValueError: if the last but one axis of ``x`` is not the graph's nodes, or there are no
+                eigenvectors.
         """
-        check_field(self, x)
-        return self._multiply(self.eigenvectors.mT, x)
+        return self.basis(x)
 
-    def inverse(self, coefficients: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Signals ``(..., nodes, features)`` from their coefficients."""
-        return self._multiply(self.eigenvectors, coefficients)
+        return self.basis.inverse(coefficients)
 
-    def _unscaled(self, x: Tensor) -> Tensor:
-        return self._multiply(self.eigenvectors.mT, x)
+    def spectrum(self, x: Float[Tensor, "..."]) -> Spectrum:
+        """Mean energy of signals at each frequency; see `AbstractBasisTransform.spectrum`."""
+        return self.basis.spectrum(x)
 
-    _from_unscaled = inverse
+    def sample_band_energy(
+        self, x: Float[Tensor, "batch ..."], bands: Bands
+    ) -> Float[Tensor, "batch n_bands"]:
+        """See `AbstractTransform`."""
+        return self.engine.sample_band_energy(x, bands)
 
-    def _multiply(self, matrix: Tensor, x: Tensor) -> Tensor:
-        dtype = working_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
-            # Nodes last is one product for all fields; nodes last but one is one for each.
-            return (x.to(dtype).mT @ matrix.to(dtype).mT).mT
+    def filter(
+        self,
+        x: Float[Tensor, "..."],
+        response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
+    ) -> Float[Tensor, "..."]:
+        """See `AbstractTransform`; with eigenvectors also values at `frequencies`."""
+        return self.engine.filter(x, response)
 
     def extra_repr(self) -> str:
-        """Number of nodes, for ``print``."""
-        return f"nodes={self.domain_shape[0]}"
-
-
-def adjacency_matrix(
-    edge_index: Int[Tensor, "2 edges"],
-    edge_weight: Float[Tensor, " edges"] | None,
-    num_nodes: int,
-    symmetrization: Symmetrization = "mean",
-) -> scipy.sparse.csr_array:
-    """The symmetric adjacency of a graph, float64, without self-loops.
-
-    Args: as `GraphTransform.from_edges`.
-
-    Raises:
-        ValueError: as `GraphTransform.from_edges`.
-    """
-    check_choice("symmetrization", symmetrization, get_args(Symmetrization))
-    check_positive_int("num_nodes", num_nodes)
-    if num_nodes > MAX_EXACT_NODES:
-        raise ValueError(
-            f"`num_nodes` is {num_nodes}, expected at most {MAX_EXACT_NODES}: "
-            "the exact transform needs an eigendecomposition."
-        )
-    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-        raise ValueError(f"`edge_index` has shape {tuple(edge_index.shape)}, expected (2, edges).")
-    n_edges = edge_index.shape[1]
-    if edge_weight is None:
-        edge_weight = torch.ones(n_edges, dtype=torch.float64)
-    check_shape("edge_weight", edge_weight.shape, (n_edges,), "a weight for each edge")
-    check_finite("edge_weight", edge_weight)
-    if n_edges and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
-        raise ValueError(
-            f"`edge_index` has nodes {int(edge_index.min())} to {int(edge_index.max())}, "
-            f"expected 0 to {num_nodes - 1} (num_nodes is {num_nodes})."
-        )
-    if n_edges and float(edge_weight.min()) < 0:
-        raise ValueError(
-            f"`edge_weight` has {float(edge_weight.min())}, expected none below 0: "
-            "a Laplacian with negative weights has no frequencies."
-        )
-    index, weight = edge_index.cpu().numpy(), edge_weight.detach().double().cpu().numpy()
-    kept = index[0] != index[1]
-    shape = (num_nodes, num_nodes)
-    directed = scipy.sparse.csr_array((weight[kept], tuple(index[:, kept])), shape=shape)
-    if symmetrization == "max":
-        return directed.maximum(directed.T).tocsr()
-    if symmetrization == "refuse" and abs(directed - directed.T).max() > np.finfo(np.float32).eps:
-        raise ValueError(
-            "`edge_index` is a directed graph: choose symmetrization='mean' or 'max', "
-            "or give both directions of each edge with one weight."
-        )
-    return ((directed + directed.T) / 2).tocsr()
+        """Nodes and method, for ``print``."""
+        kept = "" if self.method != "low-rank" else f", rank={self.frequencies.numel()}"
+        return f"nodes={self.domain_shape[0]}, method={self.method!r}{kept}"

@@ -1,20 +1,22 @@
 """Fields on regular grids: Fourier where the data wrap around, cosines where they do not."""
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import scipy.fft
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin.spectral import cosine
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.transform import check_field, working_dtype
 
 Boundary = Literal["periodic", "reflect"]
+
+CACHED = 2**18
+"""Elements of a block of fields that a CPU transforms by the DCT at once."""
 
 
 class GridTransform(AbstractBasisTransform):
@@ -45,8 +47,12 @@ class GridTransform(AbstractBasisTransform):
         >>> torch.allclose(transform.inverse(transform(x)), x, atol=1e-6)
         True
 
-    Source: the DCT-II by its orthonormal matrix, from `scipy.fft.dct`; the DFT by `torch.fft`.
+    Source: the DFT by `torch.fft`; the DCT-II by `sdkd_plugin.spectral.cosine`.
     """
+
+    domain_shape: tuple[int, ...] = ()
+    domain_axes: tuple[int, ...] = ()
+    channel_axis: int = 0
 
     def __init__(self, shape: Sequence[int], boundary: Boundary = "periodic") -> None:
         if not 1 <= len(shape) <= 3:
@@ -65,28 +71,13 @@ class GridTransform(AbstractBasisTransform):
             # for an even length, Nyquist's.
             multiplicity[..., 1 : (shape[-1] + 1) // 2] = 2
         super().__init__(squares.mean(0).sqrt(), multiplicity)
-        self.shape = tuple(shape)
+        self.shape = self.domain_shape = tuple(shape)
+        self.domain_axes = tuple(range(-len(shape), 0))
+        self.channel_axis = -len(shape) - 1
         self.boundary: Boundary = boundary
         if boundary == "reflect":
             for axis, size in enumerate(shape):
-                eye = torch.eye(size, dtype=torch.float64).numpy()
-                basis = torch.from_numpy(scipy.fft.dct(eye, axis=0, norm="ortho"))
-                self.register_buffer(f"_cosines_{axis}", basis, persistent=False)
-
-    @cached_property
-    def domain_shape(self) -> tuple[int, ...]:
-        """Sizes of the grid's axes."""
-        return self.shape
-
-    @cached_property
-    def domain_axes(self) -> tuple[int, ...]:
-        """The last axes of a field."""
-        return tuple(range(-len(self.shape), 0))
-
-    @cached_property
-    def channel_axis(self) -> int:
-        """The axis before the grid's."""
-        return -len(self.shape) - 1
+                self.register_buffer(f"_twiddle_{axis}", cosine.twiddle(size), persistent=False)
 
     def resized(self, domain_shape: tuple[int, ...]) -> "GridTransform":
         """A grid of another resolution with the same boundary."""
@@ -106,36 +97,49 @@ class GridTransform(AbstractBasisTransform):
         x = x.to(working_dtype(x))
         if self.boundary == "periodic":
             return torch.fft.rfftn(x, dim=self.domain_axes, norm="ortho")
-        return self._along_axes(x, transpose=False)
+        scale = cosine.amplitudes(self.shape).to(x)
+        return cosine.unpack(self._unscaled(x), self.shape[-1]) * scale
 
     def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Fields ``(..., *shape)`` from their coefficients."""
         if self.boundary == "periodic":
             return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes, norm="ortho")
-        return self._along_axes(coefficients, transpose=True)
-
-    @cached_property
-    def _unscaled_energy(self) -> float:
-        return 1 / math.prod(self.shape) if self.boundary == "periodic" else 1.0
+        scale = cosine.amplitudes(self.shape).to(coefficients)
+        return self._from_unscaled(cosine.pack(coefficients / scale))
 
     def _unscaled(self, x: Tensor) -> Tensor:
         if self.boundary == "periodic":
             return torch.fft.rfftn(x, dim=self.domain_axes)
-        return self(x)
+        twiddles = self._twiddles(x.dtype)
+        return self._in_blocks(lambda x: cosine.packed_cosines(x, self.domain_axes, twiddles), x)
 
     def _from_unscaled(self, coefficients: Tensor) -> Tensor:
         if self.boundary == "periodic":
             return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes)
-        return self.inverse(coefficients)
+        twiddles, last = self._twiddles(coefficients.real.dtype), self.shape[-1]
+        return self._in_blocks(
+            lambda c: cosine.fields_from_packed(c, last, self.domain_axes, twiddles), coefficients
+        )
 
-    def _along_axes(self, x: Tensor, *, transpose: bool) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            for axis in range(len(self.shape)):
-                basis: Tensor = getattr(self, f"_cosines_{axis}").to(x.device, x.dtype)
-                position = axis - len(self.shape)
-                matrix = basis if transpose else basis.mT
-                x = (x.movedim(position, -1) @ matrix).movedim(-1, position)
-        return x
+    def _in_blocks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of a batch in blocks, so that temporary tensors stay in the cache."""
+        if x.is_cuda or torch.is_grad_enabled() or x.ndim == len(self.shape):
+            return function(x)
+        samples = max(1, CACHED * len(x) // x.numel())
+        return torch.cat([function(block) for block in x.split(samples)])
+
+    def _twiddles(self, dtype: torch.dtype) -> list[Tensor]:
+        return [getattr(self, f"_twiddle_{axis}").to(dtype) for axis in range(len(self.shape))]
+
+    def _slots(self, values: Tensor) -> Tensor:
+        if self.boundary == "periodic":
+            return torch.stack((values, values), -1)
+        return cosine.slots(values)
+
+    def _slot_energy(self) -> Tensor:
+        if self.boundary == "periodic":
+            return self._slots(self.multiplicity / math.prod(self.shape))
+        return cosine.slot_energy(self.shape).to(self.frequencies.device)
 
     def extra_repr(self) -> str:
         """Shape and boundary, for ``print``."""

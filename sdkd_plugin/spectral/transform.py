@@ -17,10 +17,11 @@ from sdkd_plugin.spectral.bands import Bands
 class AbstractTransform(nn.Module, ABC):
     """The spectral view of fields on one domain.
 
-    Frequencies are numbers in [0, 1]: 0 is the mean (or a component's mean), 1 the highest the
-    domain carries. Energies are orthonormal: over all bands they sum to ``sum(x^2)`` (Parseval).
+    Frequencies are numbers in [0, 1]: 0 is the mean (of each component, where a domain is not
+    connected), 1 the highest the domain carries. Energies are orthonormal: over all bands they sum
+    to ``sum(x^2)`` (Parseval). So with equal weights the frequency-aligned loss is the MSE.
 
-    Half-precision fields are transformed in float32, whatever autocast says; float64 stays so.
+    Half-precision fields are transformed in float32, also under autocast; float64 stays float64.
     """
 
     @property
@@ -50,7 +51,9 @@ class AbstractTransform(nn.Module, ABC):
     def sample_band_energy(
         self, x: Float[Tensor, "batch ..."], bands: Bands
     ) -> Float[Tensor, "batch n_bands"]:
-        """Energy of each sample in each band, summed over its channels; differentiable once.
+        """Energy of each sample in each band, summed over its channels.
+
+        Differentiable any number of times, also by forward mode and `torch.func`.
 
         Args:
             x: fields, the first axis the batch.
@@ -60,7 +63,7 @@ class AbstractTransform(nn.Module, ABC):
             float32, or float64 where ``x`` is.
 
         Raises:
-            ValueError: if the fields do not lie on the domain or have no batch axis.
+            ValueError: if the fields do not lie on the domain, are empty or have no batch axis.
         """
 
     @abstractmethod
@@ -107,8 +110,9 @@ class AbstractTransform(nn.Module, ABC):
         check_field(self, x)
         n_domain = len(self.domain_axes)
         last = x.movedim(self.domain_axes, tuple(range(-n_domain, 0)))
-        # Every field becomes a sample of its own, with one channel.
-        samples = last.reshape(-1, *self.domain_shape).unsqueeze(self.channel_axis)
+        # Every field becomes a sample of its own; axes behind the domain have length 1.
+        behind = [1] * (-self.domain_axes[-1] - 1)
+        samples = last.reshape(-1, *self.domain_shape, *behind)
         energy = self.sample_band_energy(samples, bands)
         return energy.reshape(*last.shape[:-n_domain], bands.n_bands)
 
@@ -119,7 +123,7 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = False) -> None:
-    """Refuse a field that does not lie on the transform's domain.
+    """Refuse a field that is empty or does not lie on the transform's domain.
 
     Raises:
         ValueError: naming the field's shape and the domain's.
@@ -135,4 +139,9 @@ def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = Fals
     if batched and x.ndim == -axes[0]:
         raise ValueError(
             f"a field has shape {tuple(x.shape)}, expected a batch axis before its domain, {shape}."
+        )
+    if x.numel() == 0:
+        raise ValueError(
+            f"a field has shape {tuple(x.shape)}, expected at least one sample and one channel: "
+            "an empty batch has no energy."
         )

@@ -59,10 +59,8 @@ def navier_stokes_task(
         fields = navier_stokes(sum(sizes), duration=float(sum(frames)), **options)
         source = f"computed by the pseudo-spectral solver, {_words(solver)}"
     else:
-        fields, source = (
-            read_trajectories(trajectories),
-            f"read from {os.path.basename(trajectories)}",
-        )
+        fields = read_trajectories(trajectories)
+        source = f"read from {os.path.basename(trajectories)}"
     if len(fields) < sum(sizes) or fields.shape[1] < sum(frames):
         raise ValueError(
             f"{trajectories} has shape {tuple(fields.shape)}, expected (samples, time, nx, ny) "
@@ -91,8 +89,6 @@ def rayleigh_benard_task(
         "rayleigh-benard",
         lambda: rayleigh_benard(n, device=device, **settings),
         parameters={"n_samples": n, **settings},
-        shape=(n, sum(frames), 1, *solver["resolution"]),
-        dtype=torch.float32,
     )
     parts = dict(zip(SPLIT, fields.split(list(sizes)), strict=True))
     source = f"computed by the spectral solver, {_words(solver)}"
@@ -159,7 +155,6 @@ def weatherbench_task(
         first = torch.arange(begin, end - length + 1)
         parts[name] = data.fields[first[:, None] + torch.arange(length)]
     deviation = parts["train"][:, : frames[0]].std((0, 1, 3, 4))
-
     return _grid_task(
         parts,
         frames,
@@ -266,4 +261,6 @@ def _channel_rmse(
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options.items())
+    apart = ("device", "batch_size", "progress")
+    words = {name.replace("_", " "): value for name, value in options.items() if name not in apart}
+    return ", ".join(f"{name} {value}" for name, value in words.items())

@@ -115,7 +115,13 @@ class TrainerLoss:
         self._inputs = frozenset().union(*(named_inputs(each)[0] for each in loss.teachers))
         self._taps = TapReader(student, loss.student_taps)
         self._taps.attach()
-        hook = student.register_forward_pre_hook(_input_filter(student), with_kwargs=True)
+        try:
+            hook = student.register_forward_pre_hook(_input_filter(student), with_kwargs=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`student` is a {type(student).__name__}, which takes no hooks, expected a plain "
+                "module: script the student after training."
+            ) from error
         # The student outlives this loss, its hooks must not.
         weakref.finalize(self, _remove_hooks, [hook, *self._taps.handles])
         self._sync = DistributedSync(loss)

@@ -1,0 +1,330 @@
+"""Band energies on large graphs by polynomials of the Laplacian: cost O(order x edges).
+
+Here live the polynomials and the recursion. One recursion serves all bands, and the same fields
+``p_i(L) x`` serve energies and gradients.
+
+The power weights of the bands become polynomials p_i with Jackson's damping, which is a positive
+kernel: ``0 <= p_i <= 1``, ``sum_i p_i = 1``, so energies are not negative and sum to ``sum(x^2)``.
+It widens edges by a standard deviation of ``pi / order`` in the angle ``arccos(2 f - 1)``; a smooth
+edge is narrowed first, so that its variance comes out right. The order is the lowest at which
+weights are within the tolerance of `Bands` at all frequencies; for hard edges, at all that are
+farther than ``edge (1 - edge) / 4`` from an edge.
+
+Source: Hammond et al. 2011, "Wavelets on graphs via spectral graph theory"; Weisse et al. 2006,
+"The kernel polynomial method", for Jackson's kernel.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.fft
+import scipy.sparse
+import torch
+from jaxtyping import Float
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
+
+from sdkd_plugin._checks import check_positive, check_shape
+from sdkd_plugin.spectral.bands import Bands
+from sdkd_plugin.spectral.laplacian import Laplacian
+from sdkd_plugin.spectral.quadratic import AbstractQuadraticTransform
+from sdkd_plugin.spectral.transform import check_field, working_dtype
+
+MARGIN = 0.01
+"""The polynomials' interval ends this much above the eigenvalue that Lanczos finds from below."""
+
+MAX_ORDER = 1000
+SAMPLES = 8192
+CACHED = 2**19
+"""Elements of one block of fields in the recursion on a CPU: its four blocks stay in the cache."""
+
+
+class ChebyshevGraph(AbstractQuadraticTransform):
+    """Bands of a graph's frequencies, without eigenvectors.
+
+    Args:
+        laplacian: of the graph.
+        tolerance: largest error of a band's power weight at a frequency; see above.
+        dtype: in which the matrix is kept.
+    """
+
+    domain_axes = (-2,)
+    channel_axis = -1
+    needs_field = True
+    _rows: Tensor
+    _columns: Tensor
+    _values: Tensor
+    _order: Tensor
+    _place: Tensor
+    _component: Tensor
+    _size: Tensor
+
+    def __init__(self, laplacian: Laplacian, tolerance: float, dtype: torch.dtype) -> None:
+        check_positive("tolerance", tolerance)
+        super().__init__()
+        n = laplacian.matrix.shape[0]
+        self.n_nodes, self.tolerance = n, tolerance
+        self.projected = laplacian.projected
+        # Neighbours side by side: the products then read memory in order.
+        order = reverse_cuthill_mckee(laplacian.matrix, symmetric_mode=True)
+        top = (1 + MARGIN) * (laplacian.highest() or 1.0)
+        # T_(k+1) = (2 A) T_k - T_(k-1), with the spectrum of A in [-1, 1].
+        doubled = 4 / top * laplacian.matrix - 2 * scipy.sparse.eye_array(n)
+        doubled = scipy.sparse.csr_array(doubled)[order][:, order].tocsr()
+        values = torch.from_numpy(doubled.data)
+        self.is_complex = values.is_complex()
+        component = torch.from_numpy(laplacian.means.indices[order].astype(np.int64))
+        for name, tensor in {
+            "_rows": torch.from_numpy(doubled.indptr.astype(np.int32)),
+            "_columns": torch.from_numpy(doubled.indices.astype(np.int32)),
+            "_values": (torch.view_as_real(values) if self.is_complex else values).to(dtype),
+            "_order": torch.from_numpy(order.astype(np.int64)),
+            "_place": torch.from_numpy(np.argsort(order)),
+            "_component": component,
+            "_size": component.bincount().double(),
+        }.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def domain_shape(self) -> tuple[int, ...]:
+        """The number of nodes."""
+        return (self.n_nodes,)
+
+    def resized(self, domain_shape: tuple[int, ...]) -> "ChebyshevGraph":
+        """The same transform: a graph has one size."""
+        check_shape("domain_shape", domain_shape, self.domain_shape, "the graph's nodes")
+        return self
+
+    def _tables(self, bands: Bands, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Of all bands but the highest: the weight of the mean, and the polynomial's coefficients.
+
+        The highest band is what the others leave.
+        """
+        at_zero = bands(torch.zeros(1, dtype=torch.float64))[:-1]
+        return torch.cat([at_zero, band_polynomials(bands, self.tolerance)], 1)
+
+    def _analyse(self, x: Tensor, tables: Tensor) -> Tensor:
+        images: Tensor = _Images.apply(x, tables, self)
+        return images
+
+    def images(self, x: Tensor, tables: Tensor) -> Tensor:
+        """``p_i(L) x`` along a new last axis."""
+        fields = x.mT.reshape(-1, self.n_nodes)
+        size = len(fields) if x.is_cuda else max(16, CACHED // self.n_nodes)
+        out = fields.new_empty(len(tables), *fields.shape)
+        matrix = self._matrix(x.dtype)
+        for start in range(0, len(fields), size):
+            block = fields[start : start + size].mT.contiguous().index_select(0, self._order)
+            images = self._recursion(block, matrix, tables)
+            for i, image in enumerate(images):
+                out[i, start : start + size] = image.index_select(0, self._place).mT
+        return out.unflatten(1, x.mT.shape[:-1]).movedim(0, -1).transpose(-2, -3)
+
+    def _recursion(self, x: Tensor, matrix: Tensor, tables: Tensor) -> list[Tensor]:
+        means = self._means(x)
+        x = x - means
+        before = x.to(matrix.dtype)
+        now = self._without_means(matrix @ before) / 2
+        coefficients = tables.tolist()
+        images = [c[0] * means + c[1] * x + c[2] * now.real for c in coefficients]
+        for k in range(3, tables.shape[1]):
+            # In place: a field of before is not needed any more.
+            before = self._without_means(before.addmm_(matrix, now, beta=-1))
+            before, now = now, before
+            real = now.real
+            for image, c in zip(images, coefficients, strict=True):
+                image.add_(real, alpha=c[k])
+        return images
+
+    def _means(self, x: Tensor) -> Tensor:
+        if len(self._size) == 1:
+            return x.mean(0, keepdim=True)
+        sums = x.new_zeros(len(self._size), x.shape[1]).index_add_(0, self._component, x)
+        return (sums / self._size[:, None].to(x)).index_select(0, self._component)
+
+    def _without_means(self, x: Tensor) -> Tensor:
+        return x.sub_(self._means(x)) if self.projected else x
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        values = self._values.to(dtype)
+        values = torch.view_as_complex(values) if self.is_complex else values
+        shape = (self.n_nodes, self.n_nodes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(
+                self._rows, self._columns, values, shape, check_invariants=False
+            )
+
+    def _bilinear(
+        self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
+    ) -> Float[Tensor, "batch n_bands"]:
+        assert x is not None  # noqa: S101
+        assert y is not None  # noqa: S101
+        low = torch.stack([(x * image).flatten(1).sum(1) for image in b.unbind(-1)], 1)
+        rest = (x * (y - b.sum(-1))).flatten(1).sum(1)
+        return torch.cat([low, rest[:, None]], 1)
+
+    def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
+        assert x is not None  # noqa: S101
+        each = weights.reshape(-1, *[1] * (x.ndim - 1), weights.shape[1])
+        top = each[..., -1]
+        total = top * x
+        for i, image in enumerate(a.unbind(-1)):
+            total = torch.addcmul(total, each[..., i] - top, image)
+        return total
+
+    def _adjoint(self, a: Tensor, tables: Tensor) -> Tensor:
+        parts = [_Images.apply(a[..., i], c[None], self) for i, c in enumerate(tables)]
+        return torch.stack(parts).sum(0)[..., 0]
+
+    def filter(
+        self,
+        x: Float[Tensor, "..."],
+        response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
+    ) -> Float[Tensor, "..."]:
+        """See `AbstractTransform`; the response is a smooth function of the frequencies.
+
+        Raises:
+            ValueError: if no polynomial comes within the tolerance of it, or it is a tensor.
+        """
+        check_field(self, x)
+        if not callable(response):
+            raise ValueError(
+                "`response` is a tensor, expected a function: this graph's frequencies are not "
+                "known. from_edges(..., method='exact') computes them."
+            )
+        at_zero = response(torch.zeros(1, dtype=torch.float64)).double()
+        table = torch.cat([at_zero, _polynomial(response, self.tolerance)])[None]
+        working = x.to(working_dtype(x))
+        batched = working if x.ndim > 2 else working[None]
+        with torch.autocast(x.device.type, enabled=False):
+            image = _Images.apply(batched, table, self)[..., 0]
+        return image.reshape(x.shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Nodes and tolerance, for ``print``."""
+        return f"nodes={self.n_nodes}, tolerance={self.tolerance}"
+
+
+class _Images(torch.autograd.Function):
+    """`ChebyshevGraph.images`, linear; differentiable any number of times."""
+
+    @staticmethod
+    def forward(x: Tensor, tables: Tensor, graph: ChebyshevGraph) -> Tensor:
+        return graph.images(x, tables)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.tables, ctx.graph = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.graph._adjoint(grad, ctx.tables), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return _Images.apply(tangent, ctx.tables, ctx.graph)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple, x: Tensor, tables: Tensor, graph: ChebyshevGraph
+    ) -> tuple[Tensor, int]:
+        folded = x.movedim(in_dims[0], 0)
+        images = _Images.apply(folded.flatten(0, 1), tables, graph)
+        return images.unflatten(0, folded.shape[:2]), 0
+
+
+def band_polynomials(bands: Bands, tolerance: float) -> Float[Tensor, "bands_but_one order"]:
+    """Chebyshev coefficients of all bands but the highest, of the lowest order that is enough.
+
+    Raises:
+        ValueError: if an edge is so sharp that the order would exceed `MAX_ORDER`.
+    """
+    frequency = _samples()
+    exact = bands(torch.from_numpy(frequency)).numpy()
+    counted = frequency <= 1
+    if bands.transition == 0:
+        for edge in bands.edges:
+            counted &= np.abs(frequency - edge) >= edge * (1 - edge) / 4
+    order = 8
+    while order <= MAX_ORDER:
+        # Below each edge 1, above it 0: differences of neighbours are the bands.
+        below = np.stack(
+            [_narrowed(frequency, edge, bands.transition, order) for edge in bands.edges]
+        )
+        below = np.minimum.accumulate(below[::-1])[::-1]
+        damped = _coefficients(below, order) * _jackson(order)
+        each = np.diff(damped, axis=0, prepend=0)
+        got = _values(each)
+        got = np.concatenate([got, 1 - got.sum(0, keepdims=True)])
+        if np.abs(got - exact)[:, counted].max() <= tolerance:
+            return torch.from_numpy(each)
+        order += max(1, order // 16)
+    raise ValueError(
+        f"`bands` is {bands}, expected wider edges: within {tolerance} of them no polynomial of "
+        f"order {MAX_ORDER} comes. Set a transition, or raise `tolerance`."
+    )
+
+
+def _polynomial(response: Callable[[Tensor], Tensor], tolerance: float) -> Float[Tensor, " order"]:
+    """Coefficients of the lowest order within ``tolerance`` times the largest response."""
+    frequency = _samples()
+    frequency = np.append(frequency[frequency <= 1], 1.0)
+    exact = response(torch.from_numpy(frequency)).double().numpy()
+    extended = np.concatenate([np.full(SAMPLES + 1 - len(exact), exact[0]), exact[:-1]])
+    order = 8
+    while order <= MAX_ORDER:
+        c = _coefficients(extended, order)
+        got = np.append(
+            _values(c)[-len(exact) + 1 :], np.cos(np.arange(order + 1) * _angle(1.0)) @ c
+        )
+        if np.abs(got - exact).max() <= tolerance * np.abs(exact).max():
+            return torch.from_numpy(c)
+        order += max(1, order // 8)
+    raise ValueError(
+        "`response` is too steep for a polynomial, expected a smooth function of the frequency; "
+        "from_edges(..., method='exact') takes any."
+    )
+
+
+def _angle(frequency: float) -> float:
+    return math.acos(2 * frequency / (1 + MARGIN) - 1)
+
+
+def _samples() -> np.ndarray:
+    """Frequencies at Chebyshev's nodes, descending; a few are above 1."""
+    angle = np.pi * (np.arange(SAMPLES) + 0.5) / SAMPLES
+    return (1 + MARGIN) * (1 + np.cos(angle)) / 2
+
+
+def _coefficients(samples: np.ndarray, order: int) -> np.ndarray:
+    c = scipy.fft.dct(samples)[..., : order + 1] / SAMPLES
+    c[..., 0] /= 2
+    return c
+
+
+def _values(coefficients: np.ndarray) -> np.ndarray:
+    """A polynomial at the samples."""
+    padded = np.zeros((*coefficients.shape[:-1], SAMPLES))
+    padded[..., : coefficients.shape[-1]] = coefficients * SAMPLES
+    padded[..., 0] *= 2
+    return scipy.fft.idct(padded)
+
+
+def _jackson(order: int) -> np.ndarray:
+    n = order + 2
+    k = np.pi * np.arange(order + 1) / n
+    return ((n - np.arange(order + 1)) * np.cos(k) + np.sin(k) / math.tan(np.pi / n)) / n
+
+
+def _narrowed(frequency: np.ndarray, edge: float, transition: float, order: int) -> np.ndarray:
+    """1 below an edge and 0 above, so narrow that Jackson's damping gives it the right width."""
+    # The variance of a raised cosine of width w is w^2 (1/4 - 2 / pi^2), Jackson's is in the angle.
+    damping = edge * (1 + MARGIN - edge) * (math.pi / (order + 2)) ** 2
+    width = math.sqrt(max(0.0, transition**2 - damping / (0.25 - 2 / math.pi**2)))
+    if width == 0:
+        return np.where(frequency < edge, 1.0, 0.0)
+    return (1 - np.sin(np.pi * np.clip((frequency - edge) / width, -0.5, 0.5))) / 2

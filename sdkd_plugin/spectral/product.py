@@ -1,0 +1,157 @@
+"""Space and time together: a domain times the frames of a forecast."""
+
+from typing import Literal, get_args
+
+import scipy.fft
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin.spectral.basis import AbstractBasisTransform
+from sdkd_plugin.spectral.graph import GraphTransform
+from sdkd_plugin.spectral.transform import AbstractTransform, check_field, working_dtype
+
+Over = Literal["joint", "time"]
+
+
+class ProductTransform(AbstractBasisTransform):
+    """Fields over a horizon: the DCT-II along time, times the transform of space.
+
+    Time is the axis before those of space: ``time`` in ``(batch, time, nodes, features)``, and the
+    channels in ``(batch, channels, *shape)``, which are frames of one or several variables.
+
+    Frequency, with f_s of space, which has d axes (a graph has 1), and ``f_t = k / frames``:
+
+        joint: sqrt((d f_s^2 + f_t^2) / (d + 1)), as on a grid of d + 1 axes
+        time:  f_t, whatever happens in space
+
+    Bands of space alone are those of ``space`` itself.
+
+    Args:
+        space: the domain of one frame. For joint frequencies it needs a whole basis: a grid, or a
+            graph with all eigenvectors.
+        frames: of a forecast.
+        over: which frequencies the bands divide.
+        variables: of a frame; channel ``frame * variables + variable`` holds each.
+
+    Raises:
+        ValueError: if a number is not a positive integer, ``over`` is unknown, or joint
+            frequencies are wanted of a space without a basis.
+
+    Example:
+        >>> from sdkd_plugin import Bands, GridTransform
+        >>> transform = ProductTransform(GridTransform((8, 8)), frames=10, over="time")
+        >>> still = torch.randn(2, 1, 8, 8).expand(2, 10, 8, 8)
+        >>> energy = transform.sample_band_energy(still, Bands.split(0.1))
+        >>> bool((energy[:, 1] < 1e-4 * energy[:, 0]).all())
+        True
+    """
+
+    def __init__(
+        self, space: AbstractTransform, frames: int, *, over: Over = "joint", variables: int = 1
+    ) -> None:
+        check_positive_int("frames", frames)
+        check_positive_int("variables", variables)
+        check_choice("over", over, get_args(Over))
+        time = torch.arange(frames, dtype=torch.float64).repeat_interleave(variables) / frames
+        multiplicity = torch.ones_like(time)
+        basis = None
+        if over == "joint":
+            whole = space.basis if isinstance(space, GraphTransform) else space
+            if not isinstance(whole, AbstractBasisTransform) or whole.needs_field:
+                raise ValueError(
+                    "`space` has no whole basis, expected a grid or a graph with all eigenvectors "
+                    "(method='exact'): joint frequencies need one; over='time' does not."
+                )
+            basis, d = whole, len(space.domain_axes)
+            time = time.reshape(-1, *[1] * whole.frequencies.ndim).to(whole.frequencies)
+            time = ((d * whole.frequencies**2 + time**2) / (d + 1)).sqrt()
+            multiplicity = whole.multiplicity.expand_as(time).contiguous()
+        super().__init__(time, multiplicity)
+        self.space, self.frames, self.variables = space, frames, variables
+        self.over: Over = over
+        self._basis = basis
+        cosines = scipy.fft.dct(
+            torch.eye(frames, dtype=torch.float64).numpy(), axis=0, norm="ortho"
+        )
+        # A horizon is short: one small product is faster than an FFT.
+        self.register_buffer("_cosines", torch.from_numpy(cosines), persistent=False)
+
+    _cosines: Tensor
+
+    @property
+    def domain_shape(self) -> tuple[int, ...]:
+        """Frames times variables, and with joint frequencies the sizes of space."""
+        space = self.space.domain_shape if self.over == "joint" else ()
+        return (self.frames * self.variables, *space)
+
+    @property
+    def domain_axes(self) -> tuple[int, ...]:
+        """The axis before those of space, and with joint frequencies these."""
+        space = self.space.domain_axes
+        return (space[0] - 1, *(space if self.over == "joint" else ()))
+
+    @property
+    def channel_axis(self) -> int:
+        """That of space; on a grid it holds the frames."""
+        return self.space.channel_axis
+
+    def resized(self, domain_shape: tuple[int, ...]) -> AbstractTransform:
+        """For another size; on a grid that of space alone, for latents have no frames there.
+
+        Raises:
+            ValueError: if space has no such size, or only time is transformed on a grid.
+        """
+        if domain_shape == self.domain_shape:
+            return self
+        if self.space.channel_axis == -1:
+            space = self.space.resized(domain_shape[1:]) if self.over == "joint" else self.space
+            return ProductTransform(
+                space, domain_shape[0], over=self.over, variables=self.variables
+            )
+        if self.over == "time":
+            raise ValueError(
+                f"latents have {domain_shape[0]} channels, expected {self.domain_shape[0]} (frames "
+                "times variables): latents of other channels have no time axis."
+            )
+        return self.space.resized(domain_shape[1:])
+
+    def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """Coefficients of fields, time frequencies where the frames were."""
+        check_field(self, x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = self._along_time(self._cosines, x.to(working_dtype(x)))
+            return x if self._basis is None else self._basis(x)
+
+    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Fields from their coefficients."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            x = coefficients if self._basis is None else self._basis.inverse(coefficients)
+            return self._along_time(self._cosines.mT, x)
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        x = self._along_time(self._cosines, x)
+        return x if self._basis is None else self._basis._unscaled(x)
+
+    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
+        x = coefficients if self._basis is None else self._basis._from_unscaled(coefficients)
+        return self._along_time(self._cosines.mT, x)
+
+    def _along_time(self, matrix: Tensor, x: Tensor) -> Tensor:
+        axis = self.domain_axes[0] % x.ndim
+        rows = x.flatten(axis).unflatten(axis, (self.frames, -1))
+        return (matrix.to(x.dtype) @ rows).reshape(x.shape)
+
+    def _slots(self, values: Tensor) -> Tensor:
+        return values if self._basis is None else self._basis._slots(values)
+
+    def _slot_energy(self) -> Tensor:
+        if self._basis is None:
+            return self.multiplicity
+        energy = self._basis._slot_energy()
+        return energy.expand(self.domain_shape[0], *energy.shape)
+
+    def extra_repr(self) -> str:
+        """Frames and frequencies, for ``print``."""
+        return f"frames={self.frames}, over={self.over!r}, variables={self.variables}"
