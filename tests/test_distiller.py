@@ -1,7 +1,6 @@
 """A distillation step in a loop of one's own: student, labels, masks, augmented inputs."""
 
 import copy
-import inspect
 from collections.abc import Callable
 
 import pytest
@@ -36,6 +35,7 @@ from sdkd_plugin import (
     Mixup,
     SDKDDistiller,
     TeacherOutput,
+    teachers,
 )
 
 SEEN = torch.rand(Y.shape, generator=torch.Generator().manual_seed(0)) < 0.6
@@ -166,7 +166,7 @@ def test_a_students_own_nan_is_not_blamed_on_the_labels():
 
 def test_signatures_are_read_once(monkeypatch: pytest.MonkeyPatch):
     distiller = make()
-    monkeypatch.setattr(inspect, "signature", None)
+    monkeypatch.setattr(teachers, "named_inputs", None)
     assert torch.equal(distiller.step(X, Y).total, distiller.step(X, Y).total)
     assert torch.equal(distiller(X), distiller.student(X))
 
@@ -250,7 +250,7 @@ test_construction_refuses = refusals(
     ({"student": len}, "`student` is of type builtin.*, expected Module, the model to be trained"),
     ({"task_loss": "mze"}, r"`task_loss` is 'mze', expected one of .* Did you mean 'mse'\?"),
     ({"augmentation": "mixed"}, r"`augmentation` is 'mixed', expected one of \['mixup', 'noi"),
-    ({"latents": LATENTS}, "`example` is needed with `latents`: give inputs {'x': ..., "),
+    ({"latents": LATENTS}, "`example` is needed with `latents`, .*: give {'x': x, "),
     ({"latents": LATENTS, "example": {"u": X}}, "`example` is needed with `latents`"),
     ({"latents": LATENTS, "example": X}, "`example` is needed with `latents`"),
     ({"augmentation": "noise", "teacher_bound": 0.0}, JUDGED),

@@ -280,8 +280,8 @@ def test_bands_in_which_a_teacher_is_0_are_named_once():
 test_construction_refuses = refusals(
     ({"teacher": []}, "`teacher` is an empty sequence, expected at least one teacher"),
     ({"teacher": "unet"}, "`teacher` is 'unet', expected a module, a function, or a sequence"),
-    ({"teacher": [net(), None]}, "`teacher` has a NoneType, expected a module"),
-    ({"teacher": nn.Conv2d}, "`teacher` has a type, expected a module"),
+    ({"teacher": [net(), None]}, "`teacher` is None, expected a module, a function, or"),
+    ({"teacher": nn.Conv2d}, "`teacher` is <class 'torch.*Conv2d'>, expected a module"),
     ({"transform": GRID}, "`transform` is of type tuple, expected AbstractTransform, such as"),
     ({"bands": 0.25}, r"`bands` is of type float, expected Bands, such as Bands.split\(0.25\)"),
     ({"weighting": "adaptiv"}, r"`weighting` is 'adaptiv', .* Did you mean 'adaptive'\?"),
