@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _record import RESULTS
+from _record import RESULTS, write_record
 from torch import nn
 
 from sdkd_plugin import LatentPair
-from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.losses.latents import FeatureLossName
 from sdkd_plugin.models import GraphAlterNet, GraphMixer, SimVP, STAlterNet, UNet
-from sdkd_plugin.report import UserError, check_folder, choose_device, command_line_errors
+from sdkd_plugin.report import check_folder, choose_device, command_line_errors
 from sdkd_plugin.study import (
     Arm,
     Result,
@@ -207,7 +206,7 @@ tests about one in twenty has p < 0.05 by chance."""
 def run_ablation(options: argparse.Namespace) -> None:
     """All systems; the table is written anew after each."""
     if min(options.seeds, options.jobs) < 1:
-        raise UserError("--seeds and --jobs are expected to be at least 1.")
+        raise ValueError("--seeds and --jobs are expected to be at least 1.")
     for folder in (options.out, options.results):
         check_folder(folder)
     options.device = str(choose_device(options.device))
@@ -215,7 +214,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     names = options.systems or list(every)
     if options.data is None and "traffic" in names:
         if options.systems:
-            raise UserError("--systems traffic needs --data, a folder with the Los-loop files.")
+            raise ValueError("--systems traffic needs --data, a folder with the Los-loop files.")
         names.remove("traffic")
         print("Traffic is left out: no folder was given with --data.")
     parts, rows = [PROTOCOL], []
@@ -223,17 +222,11 @@ def run_ablation(options: argparse.Namespace) -> None:
         try:
             result = run_system(name, every[name], options)
         except ValueError as error:
-            raise UserError(f"{name}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
         parts += [f"## {name}", result.report()]
         rows.append(result.rows)
         record = options.results / f"ablation_{options.preset}"
-        texts = {
-            ".md": "\n\n".join(parts).rstrip() + "\n",
-            ".csv": pd.concat(rows).to_csv(index=False),
-        }
-        for suffix, text in texts.items():
-            with atomic_path(record.with_suffix(suffix)) as path:
-                path.write_text(text, encoding="utf-8")
+        write_record(record, "\n\n".join(parts).rstrip() + "\n", pd.concat(rows))
         print(f"{result.report()}\nTable and rows so far: {record}.md, .csv", flush=True)
 
 

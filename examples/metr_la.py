@@ -1,14 +1,12 @@
 """Traffic as a tsl experiment: a teacher, which is kept, and students with and without it.
 
-An hour of readings in, the next hour out. Error bars: `benchmarks/traffic_week.py`.
-
-    python examples/metr_la.py                                  # without data: simulated
-    python examples/metr_la.py dataset=csv dataset.root=FOLDER  # T-GCN's files, such as Los-loop
-    python examples/metr_la.py dataset=la preset=paper          # METR-LA, downloaded by tsl
-    python examples/metr_la.py stage=distill sdkd/distill=adaptive
+python examples/metr_la.py                                  # without data: simulated
+python examples/metr_la.py dataset=csv dataset.root=FOLDER  # T-GCN's files, such as Los-loop
+python examples/metr_la.py dataset=la preset=paper          # METR-LA, downloaded by tsl
+python examples/metr_la.py stage=distill sdkd/distill=adaptive
 """
 
-import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,26 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
-from sdkd_plugin.adapters import tsl as sdkd
+from sdkd_plugin.adapters import tsl as sdkd  # first: it makes tsl importable
 from sdkd_plugin.adapters.tsl.experiment import Experiment
-from sdkd_plugin.report import format_table, parameter_count
+from sdkd_plugin.report import command_line_errors, format_table, parameter_count
 
-# After the adapter, which makes tsl importable where its compiled extensions are absent.
-from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset  # isort: skip
-from tsl.data.preprocessing import StandardScaler  # isort: skip
+from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset, preprocessing  # isort: skip
 from tsl.metrics.torch import MaskedMAE  # isort: skip
 
 ALONE, PLAIN, SDKD = "student alone", "plain-MSE distillation", "SDKD"
 STAGES = {"teacher": [], "student": [ALONE], "distill": [PLAIN, SDKD], "all": [ALONE, PLAIN, SDKD]}
+ERRORS = {"mae": None, "mae_15": 2, "mae_30": 5, "mae_60": 11}  # at steps of five minutes
 
 
 def windows_of(cfg: DictConfig) -> tuple[SpatioTemporalDataModule, sdkd.DataCard]:
     """The readings in windows, split in time and scaled, and what a model must know of them."""
     dataset = sdkd.get_dataset(cfg.dataset.name, cfg.dataset.get("options"))
+    print(f"Traffic: {dataset.name}")
+    split = dataset.get_splitter(**cfg.dataset.splitting)
+    scaler = {"target": preprocessing.StandardScaler(axis=(0, 1))}
     windows = SpatioTemporalDataset(
-        target=dataset.dataframe(),
+        dataset.dataframe(),
         mask=dataset.mask,
         connectivity=dataset.get_connectivity(**cfg.dataset.connectivity),
         covariates={"u": dataset.datetime_encoded("day").values},
@@ -43,87 +43,78 @@ def windows_of(cfg: DictConfig) -> tuple[SpatioTemporalDataModule, sdkd.DataCard
         horizon=cfg.horizon,
     )
     sdkd.number_windows(windows)  # so that the teacher can forecast all of them ahead
-    module = SpatioTemporalDataModule(
-        windows,
-        scalers={"target": StandardScaler(axis=(0, 1))},
-        splitter=dataset.get_splitter(**cfg.dataset.splitting),
-        batch_size=cfg.batch_size,
-    )
+    module = SpatioTemporalDataModule(windows, scaler, splitter=split, batch_size=cfg.batch_size)
     module.setup()
     return module, sdkd.DataCard.of(windows, dataset.nodes)
 
 
-def train(
-    cfg: DictConfig, training: DictConfig, model: Any, module: Any, loss: Any = None, *, epochs: int
-) -> dict[str, float]:
-    """Train a model, distilled if there is a loss; its test errors at least validation error."""
-    plain: Any = OmegaConf.to_container(training, resolve=True)
-    steps = {minutes: minutes // 5 - 1 for minutes in (15, 30, 60)}  # readings every five minutes
-    options = {
-        "model": model,
-        "loss_fn": MaskedMAE(),
-        "metrics": {"mae": MaskedMAE(), **{f"mae_{m}": MaskedMAE(at=i) for m, i in steps.items()}},
-        "scale_target": True,
-        "optim_class": sdkd.get_optimizer_class(training.optimizer.name),
-        "optim_kwargs": plain["optimizer"]["hparams"],
-        "scheduler_class": sdkd.get_scheduler_class(training.lr_scheduler.name),
-        "scheduler_kwargs": plain["lr_scheduler"]["hparams"],
-    }
-    predictor = sdkd.PlainPredictor(**options)
-    if loss is not None:
-        predictor = sdkd.DistillationPredictor(loss, **options)
-        predictor.precompute(module)
-    best = ModelCheckpoint(dirpath=f"{cfg.run.dir}/best", monitor="val_mae", mode="min")
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        logger=CSVLogger(cfg.run.dir, name="logs"),
-        gradient_clip_val=cfg.grad_clip_val,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        callbacks=[best, EarlyStopping(monitor="val_mae", patience=cfg.patience)],
-    )
+def predictor_options(training: Any) -> dict[str, Any]:
+    """Arguments of a predictor: loss, metrics, optimizer and scheduler."""
+    optimizer, scheduler = training["optimizer"], training["lr_scheduler"]
+    options: dict[str, Any] = {"optim_class": sdkd.get_optimizer_class(optimizer["name"])}
+    options |= {"scheduler_class": sdkd.get_scheduler_class(scheduler["name"])}
+    options |= {"optim_kwargs": optimizer["hparams"], "scheduler_kwargs": scheduler["hparams"]}
+    metrics = {name: MaskedMAE(at=step) for name, step in ERRORS.items()}
+    return options | {"loss_fn": MaskedMAE(), "metrics": metrics, "scale_target": True}
+
+
+def train(cfg: DictConfig, name: str, epochs: int, predictor: Any, module: Any) -> dict[str, Any]:
+    """Train, go back to the least validation error, and test: a row of the table."""
+    folder = Path(cfg.run.dir, name.replace(" ", "_"))
+    best = ModelCheckpoint(folder / "best", monitor="val_mae")
+    stop = EarlyStopping("val_mae", patience=cfg.patience)
+    log = CSVLogger(folder)
+    trainer = pl.Trainer(max_epochs=epochs, logger=log, callbacks=[best, stop], **cfg.trainer)
     trainer.fit(predictor, datamodule=module)
     if best.best_model_path:
         predictor.load_model(best.best_model_path)
-    return dict(trainer.test(predictor, datamodule=module, verbose=False)[0])
+    errors = trainer.test(predictor, datamodule=module, verbose=False)[0]
+    return {"model": name, "parameters": parameter_count(predictor.model), **errors}
 
 
+@command_line_errors("metr_la.py")
 def run_traffic(cfg: DictConfig) -> None:
     """Data, teacher, students, table."""
-    sdkd.refuse_targets(OmegaConf.to_container(cfg))
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    sdkd.refuse_targets(plain)
+    if cfg.stage not in STAGES:
+        raise ValueError(f"`stage` is {cfg.stage!r}, expected one of {list(STAGES)}.")
     module, data = windows_of(cfg)
     graph = module.torch_dataset.edge_index, module.torch_dataset.edge_weight, len(data.node_ids)
-    sizes = {"window": data.window, "horizon": data.horizon, "exog_size": data.covariates}
-    sizes |= {"n_nodes": graph[2], "input_size": 1}
-    of_teacher, of_student = (
-        sdkd.ModelCard(each["name"], sizes, each["hparams"], data)
-        for each in (OmegaConf.to_container(c.model, resolve=True) for c in (cfg.teacher, cfg))
-    )
-    rows, teacher = [], None
+    sizes = {"window": cfg.window, "horizon": cfg.horizon, "n_nodes": graph[2]}
+    sizes |= {"input_size": 1, "output_size": 1, "exog_size": data.covariates}
+    models = plain["teacher"]["model"], plain["model"]
+    of_teacher, of_student = (sdkd.ModelCard(m["name"], sizes, m["hparams"], data) for m in models)
+    key = repr([plain[each] for each in ("dataset", "teacher", "window", "horizon", "seed")])
+    kept = f"{cfg.teacher.library}/{cfg.dataset.name}-{zlib.crc32(key.encode()):08x}"
+    folder = cfg.sdkd.distill.teacher or kept
+    found = cfg.sdkd.distill.teacher or sdkd.has_forecaster(folder)
+    teacher = sdkd.load_forecaster(folder, data)[0] if found else of_teacher.make()
+    _ = of_student.make(), sdkd.loss_from_config(cfg.sdkd.distill, teacher, *graph)
+    options, rows = predictor_options(plain), []  # what is wrong so far is refused before training
     if cfg.stage != "student":
-        folder = cfg.sdkd.distill.teacher or f"{cfg.teacher.library}/{cfg.dataset.name}"
-        kept = sdkd.has_forecaster(folder)
-        print(f"Teacher: {'found' if kept else 'trained and kept'} in {folder}")
-        teacher = sdkd.load_forecaster(folder, data)[0] if kept else of_teacher.make()
-        scores = train(cfg, cfg.teacher, teacher, module, epochs=0 if kept else cfg.teacher.epochs)
-        rows.append({"model": "teacher", "parameters": parameter_count(teacher), **scores})
-        if not kept:
+        print(f"Teacher: {'found' if found else 'trained and kept'} in {folder}")
+        predictor = sdkd.PlainPredictor(model=teacher, **predictor_options(plain["teacher"]))
+        rows.append(train(cfg, "teacher", 0 if found else cfg.teacher.epochs, predictor, module))
+        if not found:
             sdkd.save_forecaster(folder, teacher, of_teacher)
     for name in STAGES[cfg.stage]:
         pl.seed_everything(cfg.seed, verbose=False)
-        student, loss = of_student.make(), None
+        student = of_student.make()
+        predictor = sdkd.PlainPredictor(model=student, **options)
         if name != ALONE:
             config = cfg.sdkd.distill if name == SDKD else {"weighting": [1.0, 1.0]}
             loss = sdkd.loss_from_config(config, teacher, *graph)
             if loss.latents:
                 loss.fit_latents(student, **next(iter(module.train_dataloader())).input)
-        scores = train(cfg, cfg, student, module, loss, epochs=cfg.epochs)
-        rows.append({"model": name, "parameters": parameter_count(student), **scores})
-        sdkd.save_forecaster(Path(cfg.run.dir) / name.replace(" ", "_"), student, of_student)
-    columns = {"parameters": ("parameters", ",.0f"), "test_mae": ("MAE", ".3f")}
-    columns |= {f"test_mae_{minutes}": (f"MAE {minutes} min", ".3f") for minutes in (15, 30, 60)}
+            predictor = sdkd.DistillationPredictor(loss, model=student, **options)
+            predictor.precompute(module)
+        rows.append(train(cfg, name, cfg.epochs, predictor, module))
+        sdkd.save_forecaster(Path(cfg.run.dir, name.replace(" ", "_")), student, of_student)
+    columns = {f"test_{name}": (name.upper().replace("_", " "), ".3f") for name in ERRORS}
+    columns["parameters"] = ("parameters", ",.0f")
     print(format_table(pd.DataFrame(rows), index=["model"], columns=columns))
 
 
 if __name__ == "__main__":
-    Experiment(run_fn=run_traffic, config_path="conf", config_name="metr_la").run()
+    Experiment(run_traffic, str(Path(__file__).with_name("conf")), "metr_la").run()

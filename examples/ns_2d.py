@@ -21,7 +21,7 @@ from torch import nn
 
 from sdkd_plugin import SDKDDistiller
 from sdkd_plugin.models import STAlterNet, UNet
-from sdkd_plugin.report import UserError, check_folder, choose_device, command_line_errors
+from sdkd_plugin.report import check_folder, choose_device, command_line_errors
 from sdkd_plugin.study import Arm, Task, navier_stokes_task, standard_arms, study
 
 SIZES = (480, 40, 60, 0)  # trajectories for training, validation, test, and without labels at all
@@ -105,11 +105,8 @@ def main() -> None:
     with command_line_errors(parser.prog):
         for name, least in {"steps": 20, "seeds": 1, "jobs": 1}.items():
             if (value := getattr(options, name)) < least:
-                raise UserError(f"--{name} is {value}, expected at least {least}.")
-        try:
-            compare(options)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+                raise ValueError(f"--{name} is {value}, expected at least {least}.")
+        compare(options)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import torch
 
 from sdkd_plugin import Bands, GridTransform, Spectrum
 from sdkd_plugin.report import (
-    UserError,
     append_rows,
     choose_device,
     command_line_errors,
@@ -95,7 +94,7 @@ def test_different_seeds_are_not_compared(rows):
 @pytest.mark.parametrize(
     ("error", "code", "shown"),
     [
-        (UserError("two\nlines"), 2, "program: error: two lines"),
+        (ValueError("two\nlines"), 2, "program: error: two lines"),
         (KeyboardInterrupt(), 130, "program: interrupted"),
     ],
 )
@@ -110,7 +109,7 @@ def test_a_program_ends_in_one_line(error, code, shown, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_gpu_is_said():
     assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="torch sees no CUDA device; use --device cpu"):
+    with pytest.raises(ValueError, match="torch sees no CUDA device; use --device cpu"):
         choose_device("cuda")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transform_contract import TransformContract
+from tsl_parts import trainer
 
 from sdkd_plugin import Bands, DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import (
@@ -18,8 +19,6 @@ from sdkd_plugin.adapters.tsl import (
     match_sensors,
 )
 
-import pytorch_lightning as pl  # isort: skip
-from pytorch_lightning.loggers.logger import DummyLogger  # isort: skip
 from tsl.data import SpatioTemporalDataset  # isort: skip
 from tsl.data.loader import DisjointGraphLoader, StaticGraphLoader  # isort: skip
 from tsl.metrics.torch import MaskedMAE  # isort: skip
@@ -61,20 +60,10 @@ def mixer(n: int, seed: int = 0) -> nn.Module:
     return SDKDStudent(input_size=1, window=6, horizon=3, n_nodes=n, hidden_size=8, emb_size=4)
 
 
-def fit(predictor: pl.LightningModule, batches: Any) -> dict[str, Tensor]:
-    trainer = pl.Trainer(
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=DummyLogger(),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(predictor, batches, batches)
-    return trainer.callback_metrics
+def fit(loss: DistillationLoss, learner: nn.Module, batches: Any) -> dict[str, Tensor]:
+    run = trainer(1, limit_train_batches=2, limit_val_batches=1)
+    run.fit(DistillationPredictor(loss, model=learner, **FIT), batches, batches)
+    return run.callback_metrics
 
 
 # Disjoint batches -------------------------------------------------------------------------------
@@ -91,10 +80,7 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
         ],
         strict=True,
     ):
-        predictor = DistillationPredictor(
-            DistillationLoss(make(9), of_batch, BANDS), model=learner, **FIT
-        )
-        logged.append(fit(predictor, loader))
+        logged.append(fit(DistillationLoss(make(9), of_batch, BANDS), learner, loader))
     assert logged[0].keys() == logged[1].keys()
     for name, value in logged[0].items():
         torch.testing.assert_close(logged[1][name], value, rtol=1e-5, atol=1e-6)
@@ -161,20 +147,14 @@ def test_disjoint_graphs_refuse(as_shipped):
 
 @pytest.mark.parametrize("symmetrization", ["mean", "max"])
 def test_directed_broken_graphs_are_learned_on(symmetrization):
-    learner, wise = mixer(NODES), mixer(NODES, seed=9)
-    predictor = DistillationPredictor(
-        DistillationLoss(wise, graph(symmetrization=symmetrization), BANDS),
-        model=learner,
-        **FIT,
-    )
-    batches = StaticGraphLoader(dataset(), batch_size=4)
-    logged = fit(predictor, batches)
+    loss = DistillationLoss(mixer(NODES, seed=9), graph(symmetrization=symmetrization), BANDS)
+    logged = fit(loss, mixer(NODES), StaticGraphLoader(dataset(), batch_size=4))
     assert all(value.isfinite() for value in logged.values())
     assert logged["train_kd_band_0"] > 0
     # An isolated sensor is of frequency 0, and is pulled to its teacher like the others.
     d = torch.zeros(1, 3, NODES, 1)
     d[:, :, -1] = 2.0
-    energy = predictor.distillation.transform.sample_band_energy(d, BANDS)
+    energy = loss.transform.sample_band_energy(d, BANDS)
     torch.testing.assert_close(energy, torch.tensor([[12.0, 0.0]]))
     with pytest.raises(ValueError, match="`edge_index` is a directed graph: choose symmetrization"):
         graph(symmetrization="refuse")
@@ -214,15 +194,13 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     pair = torch.tensor([[1, 2], [2, 1]])
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
     # A model of tsl: pytest's type checks hide from tsl which inputs one of ours takes.
-    learner = gru(0)
     loss = DistillationLoss(wrapped, graph(pair, None, 3), BANDS, weighting=(1.0, 1.0))
-    predictor = DistillationPredictor(loss, model=learner, **FIT)
     batch = next(iter(StaticGraphLoader(data, batch_size=4)))
     with torch.no_grad():
         expected = wise(full.unfold(0, 6, 1)[:4].movedim(-1, 1), EDGES, WEIGHT)[:, :, places]
         x = batch.input.x
         torch.testing.assert_close(wrapped(x, teacher_x=batch.input.teacher_x), expected)
-    logged = fit(predictor, StaticGraphLoader(data, batch_size=4))
+    logged = fit(loss, gru(0), StaticGraphLoader(data, batch_size=4))
     assert logged["train_kd_band_0"] > 0
     with pytest.raises(ValueError, match="has 3 of the teacher's 6 sensors: add the window"):
         wrapped(x)

@@ -1,18 +1,12 @@
 """What a run leaves behind: metrics, tables, records and pictures. Nothing here trains."""
 
-from sdkd_plugin.report.command_line import (
-    UserError,
-    check_folder,
-    choose_device,
-    command_line_errors,
-)
+from sdkd_plugin.report.command_line import check_folder, choose_device, command_line_errors
 from sdkd_plugin.report.metrics import forecast_scores, milliseconds_a_forecast, parameter_count
 from sdkd_plugin.report.records import append_rows, environment
 from sdkd_plugin.report.tables import Change, format_table, paired_change
 
 __all__ = [
     "Change",
-    "UserError",
     "append_rows",
     "check_folder",
     "choose_device",

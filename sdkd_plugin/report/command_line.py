@@ -9,16 +9,12 @@ from pathlib import Path
 import torch
 
 
-class UserError(ValueError):
-    """Bad input to a command-line program: shown in one line, exit code 2."""
-
-
 @contextmanager
 def command_line_errors(program: str) -> Iterator[None]:
-    """Turn bad input into one line on standard error and exit code 2; Ctrl-C into code 130."""
+    """A `ValueError` or `OSError` becomes one line and exit code 2, Ctrl-C exit code 130."""
     try:
         yield
-    except (UserError, OSError) as error:
+    except (ValueError, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"{program}: error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -31,10 +27,10 @@ def choose_device(name: str) -> torch.device:
     """The device of a command line; ``auto`` is the GPU if there is one.
 
     Raises:
-        UserError: if a GPU was asked for and torch sees none.
+        ValueError: if a GPU was asked for and torch sees none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu.")
+        raise ValueError("--device cuda: torch sees no CUDA device; use --device cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -42,12 +38,12 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder for results that cannot be written to; nothing is made.
 
     Raises:
-        UserError: if it is a file or below one, or there is no right to write.
+        ValueError: if it is a file or below one, or there is no right to write.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file, expected a folder.")
+        raise ValueError(f"--out {folder} is a file, expected a folder.")
     parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not parent.is_dir():
-        raise UserError(f"--out {folder} is below {parent}, which is a file.")
+        raise ValueError(f"--out {folder} is below {parent}, which is a file.")
     if not os.access(parent, os.W_OK):
-        raise UserError(f"--out {folder} cannot be written to: no right to {parent}.")
+        raise ValueError(f"--out {folder} cannot be written to: no right to {parent}.")

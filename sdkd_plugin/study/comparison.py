@@ -199,13 +199,17 @@ def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[s
     task = work.task
     forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()}
     taught = {name: task.forecast(t, task.test, work.device) for name, t in teachers.items()}
+    costs = {name: _cost(work, teacher) for name, teacher in teachers.items()}
     if len(taught) > 1:
         taught["mean of the teachers"] = torch.stack(list(taught.values())).mean(0)
+        costs["mean of the teachers"] = {
+            name: sum(cost[name] for cost in costs.values()) for name in costs[next(iter(costs))]
+        }
     return [
         _names(work, fingerprint([task.identity, forecast]), "-", name, 0)
         | task.scores(forecast)
         | environment(work.device)
-        | (_cost(work, teachers[name]) if name in teachers else {})
+        | costs.get(name, {})
         for name, forecast in {**forecasts, **taught}.items()
     ]
 
