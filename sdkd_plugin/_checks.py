@@ -108,12 +108,7 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
 
 
 def check_batch(
-    x: Tensor | None,
-    y: Tensor | None,
-    mask: Tensor | None,
-    inputs: Mapping[str, Any],
-    *,
-    finite: bool,
+    x: Tensor | None, y: Tensor | None, mask: Tensor | None, inputs: Mapping[str, Any], finite: bool
 ) -> None:
     """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
     if x is not None and len(x) == 0:

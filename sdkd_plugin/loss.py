@@ -118,8 +118,8 @@ class DistillationLoss(nn.Module):
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
-        check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step. On
-            a GPU this waits for the device.
+        check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
+            a GPU is waited for.
 
     Raises:
         ValueError: if an option is unknown or of a wrong type, a weight is negative, or a teacher's
@@ -127,13 +127,9 @@ class DistillationLoss(nn.Module):
 
     Example:
         >>> from sdkd_plugin import GridTransform
-        >>> teacher, student = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
-        >>> loss = DistillationLoss(teacher, GridTransform((8, 8)), Bands.split(0.25))
-        >>> x = torch.randn(4, 1, 8, 8)
-        >>> terms = loss(student(x), x)
-        >>> terms.total.backward()
-        >>> terms.frequency.shape
-        torch.Size([2])
+        >>> loss = DistillationLoss(nn.Conv2d(1, 1, 3, padding=1), GridTransform((8, 8)))
+        >>> student, x = nn.Conv2d(1, 1, 1), torch.randn(4, 1, 8, 8)
+        >>> loss(student(x), x).total.backward()
 
     Source: arXiv 2507.02939; ``teacher_bound``: Chen et al. 2017, "Learning efficient object
     detection models with knowledge distillation", eq. 4, with a sample in place of a box.
@@ -243,7 +239,8 @@ class DistillationLoss(nn.Module):
         """
         outputs = []
         for teacher, names, taps in zip(self.teachers, self._inputs, self._taps, strict=True):
-            taken = accepted_inputs(names, inputs) if inputs else inputs
+            known = inputs.keys() <= names.names
+            taken = inputs if known else accepted_inputs(names, inputs)
             outputs.append(call_model(teacher, x, taken, taps))
         return tuple(outputs)
 
@@ -273,7 +270,7 @@ class DistillationLoss(nn.Module):
             ValueError: if shapes do not match, a value is NaN or Inf, a mask has no labels, or
                 neither ``x`` nor ``outputs`` is given.
         """
-        if inputs:
+        if not inputs.keys() <= self.inputs.names:
             inputs = accepted_inputs(self.inputs, inputs)
         check_batch(x, y, mask, inputs, finite=self.check_finite)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs)
@@ -315,14 +312,9 @@ class DistillationLoss(nn.Module):
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
                 total = total + pair.weight * losses[pair.name]
-            features = {name: value.detach() for name, value in losses.items()}
-        return DistillationTerms(
-            total=self.kd_weight * total,
-            frequency=terms.errors,
-            features=features,
-            band_weights=terms.weights.detach(),
-            teacher_weights=weights,
-        )
+                features[pair.name] = losses[pair.name].detach()
+        total, band_weights = self.kd_weight * total, terms.weights.detach()
+        return DistillationTerms(total, None, terms.errors, features, band_weights, weights)
 
     def _frequency_terms(
         self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None

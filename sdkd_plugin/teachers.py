@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
 
-from sdkd_plugin._checks import check_finite, check_shape
+from sdkd_plugin._checks import check_finite, check_shape, shown
 from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
@@ -35,12 +35,7 @@ Module = TypeVar("Module")
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's forecast and tapped latents for some samples.
-
-    Attributes:
-        forecast: of shape ``(batch, ...)``.
-        latents: activations by tap, the first axis the batch.
-    """
+    """A teacher's forecast ``(batch, ...)`` and latents ``(batch, ...)`` by tap."""
 
     forecast: Tensor
     latents: Mapping[str, Tensor] = field(default_factory=dict)
@@ -76,12 +71,9 @@ def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]
     The originals are not changed. A scripted, traced or exported teacher is copied with its
     weights. DistributedDataParallel is taken off.
     """
-    several = isinstance(teacher, nn.ModuleList) or not callable(teacher)
-    if several and (isinstance(teacher, str) or not isinstance(teacher, Iterable)):
-        raise ValueError(
-            f"`teacher` is {teacher!r}, expected a module, a function, or a sequence of them: load "
-            "a trained model first."
-        )
+    several = isinstance(teacher, nn.ModuleList) or (
+        isinstance(teacher, Iterable) and not callable(teacher) and not isinstance(teacher, str)
+    )
     given = tuple(cast(Sequence[Teacher], teacher)) if several else (cast(Teacher, teacher),)
     if not given:
         raise ValueError("`teacher` is an empty sequence, expected at least one teacher.")
@@ -90,7 +82,10 @@ def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]
 
 def _frozen_copy(teacher: Teacher) -> nn.Module:
     if not callable(teacher) or isinstance(teacher, type):
-        raise ValueError(f"`teacher` has a {type(teacher).__name__}, expected a module.")
+        raise ValueError(
+            f"`teacher` is {shown(teacher)}, expected a module, a function, or a sequence of them: "
+            "load a trained model first."
+        )
     if not isinstance(teacher, nn.Module):
         return FunctionTeacher(teacher)
     model = teacher.module if isinstance(teacher, DistributedDataParallel) else teacher
@@ -170,13 +165,10 @@ def named_inputs(model: nn.Module) -> InputNames:
         >>> named_inputs(nn.Bilinear(2, 2, 1))
         InputNames(names=frozenset({'input2'}), any_name=False)
     """
-    while True:
-        if isinstance(model, nn.DataParallel | DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            break
+    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
+        model, "_orig_mod"
+    ):
+        model = cast(nn.Module, getattr(model, "_orig_mod", None) or model.module)
     forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
     schema = getattr(forward, "schema", None)
     if schema is not None:  # scripted or traced: x comes first, or self and x
@@ -186,11 +178,13 @@ def named_inputs(model: nn.Module) -> InputNames:
         given = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
         given = []
-    kinds = {p.name: p.kind for p in given if p.kind is not p.VAR_POSITIONAL}
-    names = frozenset(
-        name for name, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD
-    )
-    return InputNames(names, len(names) < len(kinds))
+    names, any_name = set(), False
+    for p in given:
+        if p.kind is p.VAR_KEYWORD:
+            any_name = True
+        elif p.kind is not p.VAR_POSITIONAL:
+            names.add(p.name)
+    return InputNames(frozenset(names), any_name)
 
 
 def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,8 +249,7 @@ def precompute(
     Example:
         >>> from sdkd_plugin import DistillationLoss
         >>> loss = DistillationLoss(nn.Conv2d(1, 1, 1), GridTransform((8, 8)))
-        >>> x = torch.randn(6, 1, 8, 8)
-        >>> (output,) = precompute(loss, ({"x": part} for part in x.split(4)))
+        >>> (output,) = precompute(loss, ({"x": x} for x in torch.randn(6, 1, 8, 8).split(4)))
         >>> output.select(torch.tensor([5, 0])).forecast.shape
         torch.Size([2, 1, 8, 8])
     """

@@ -26,14 +26,14 @@ def batch(seed: int = 0, n: int = 5) -> tuple[Tensor, Tensor]:
 X, Y = batch()
 
 
-def refusals(*cases: tuple[Callable[[], object], str]) -> Callable:
-    """A test that each call is refused with a message that a pattern matches."""
+def refusals(*cases: tuple, of: Callable | None = None) -> Callable:
+    """A test that each call, or ``of`` with each arguments, is refused with a message's pattern."""
 
     @pytest.mark.usefixtures("as_shipped")
     @pytest.mark.parametrize(("call", "message"), cases)
-    def test(call: Callable[[], object], message: str) -> None:
+    def test(call: object, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            call()
+            call() if of is None else of(**call)
 
     return test
 
@@ -70,17 +70,25 @@ def with_latents(**options: object) -> SDKDDistiller:
     return make(**({"latents": LATENTS, "example": {"x": X[:2]}} | options))
 
 
-def train(distiller: SDKDDistiller, steps: int = 5, **options: object) -> list[float]:
-    """Several Adam steps; the totals."""
-    optimiser = torch.optim.Adam(distiller.parameters(), 1e-2)
-    totals = []
+def descend(
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    rate: float = 1e-2,
+) -> list[float]:
+    """Adam steps on the losses of the numbers 0, 1, ...; the losses."""
+    optimiser, values = torch.optim.Adam(parameters, rate), []
     for i in range(steps):
-        terms = distiller.step(*batch(i), **options)
+        value = loss(i)
         optimiser.zero_grad()
-        terms.total.backward()
+        value.backward()
         optimiser.step()
-        totals.append(terms.total.item())
-    return totals
+        values.append(value.item())
+    return values
+
+
+def train(distiller: SDKDDistiller, steps: int) -> list[float]:
+    return descend(distiller.parameters(), lambda i: distiller.step(*batch(i)).total, steps)
 
 
 def gradients(model: nn.Module) -> list[Tensor]:

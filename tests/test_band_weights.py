@@ -1,6 +1,7 @@
 """Band weights: one contract for all weightings, known answers, loops over steps, refusals."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,15 +48,14 @@ class Counted(GridTransform):
 
 
 class WeightingContract:
-    """What each weighting of three bands promises; a new one gives these two fixtures."""
+    """What each weighting of three bands promises."""
+
+    make: type[AbstractWeighting]
+    fits_any_partition = False
 
     @pytest.fixture
     def weighting(self) -> AbstractWeighting:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def fits_any_partition(self) -> bool:
-        return False
+        return self.make()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("training", [True, False])
@@ -142,9 +142,9 @@ class WeightingContract:
         weighting.to("meta")
         assert weighting(BandEvidence(*torch.empty(3, 3, device="meta"))).shape == (3,)
 
-    def test_it_fits_its_number_of_bands(self, weighting, fits_any_partition):
+    def test_it_fits_its_number_of_bands(self, weighting):
         assert make_weighting(weighting, 3) is weighting
-        if fits_any_partition:
+        if self.fits_any_partition:
             assert make_weighting(weighting, 7) is weighting
         else:
             with pytest.raises(
@@ -154,9 +154,7 @@ class WeightingContract:
 
 
 class TestFixed(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return FixedWeighting((0.1, 0.0, 2.0))
+    make = staticmethod(partial(FixedWeighting, (0.1, 0.0, 2.0)))
 
     def test_known_answers(self, weighting):
         assert weighting(history(1, dtype=torch.float64)[0]).tolist() == [0.1, 0, 2]
@@ -164,13 +162,8 @@ class TestFixed(WeightingContract):
 
 
 class TestRelative(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return RelativeWeighting()
-
-    @pytest.fixture
-    def fits_any_partition(self):
-        return True
+    make = RelativeWeighting
+    fits_any_partition = True
 
     @pytest.mark.parametrize(
         ("floor", "energy", "weights"),
@@ -188,9 +181,7 @@ class TestRelative(WeightingContract):
 
 
 class TestAdaptive(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return AdaptiveWeighting(3, decay=0.5)
+    make = staticmethod(partial(AdaptiveWeighting, 3, decay=0.5))
 
     def test_equals_a_loop_over_steps(self):
         decay, most, floor = 0.7, 1.5, 0.02
@@ -223,9 +214,7 @@ class TestAdaptive(WeightingContract):
 
 
 class TestConfidence(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return ConfidenceWeighting(3, decay=0.5)
+    make = staticmethod(partial(ConfidenceWeighting, 3, decay=0.5))
 
     def test_equals_a_loop_over_steps(self):
         weighting, error, energy = ConfidenceWeighting(3, decay=0.8), np.zeros(3), np.zeros(3)

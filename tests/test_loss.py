@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small import BANDS, GRID, LATENTS, X, Y, make_loss, net, random, same, teacher_net
+from small import BANDS, GRID, LATENTS, X, Y, make_loss, net, random, refusals, same, teacher_net
 from torch import Tensor, nn
 
 from sdkd_plugin import (
@@ -277,41 +277,35 @@ def test_bands_in_which_a_teacher_is_0_are_named_once():
     make_loss(teacher=mean, check_finite=False)(FORECAST, X)
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"teacher": []}, "`teacher` is an empty sequence, expected at least one teacher"),
-        ({"teacher": "unet"}, "`teacher` is 'unet', expected a module, a function, or a sequence"),
-        ({"teacher": [net(), None]}, "`teacher` has a NoneType, expected a module"),
-        ({"teacher": nn.Conv2d}, "`teacher` has a type, expected a module"),
-        ({"transform": GRID}, "`transform` is of type tuple, expected AbstractTransform, such as"),
-        ({"bands": 0.25}, r"`bands` is of type float, expected Bands, such as Bands.split\(0.25\)"),
-        ({"weighting": "adaptiv"}, r"`weighting` is 'adaptiv', .* Did you mean 'adaptive'\?"),
-        ({"weighting": 3}, r"`weighting` is 3, expected one of \['fixed', 'relative', "),
-        ({"weighting": (1.0,)}, "`weights` has 1 values, expected 2: one for each band"),
-        ({"weighting": AdaptiveWeighting(3)}, "`weights` has 3 values, expected 2: .* Adap"),
-        ({"kd_weight": -0.5}, "`kd_weight` is -0.5, expected a finite number at least 0"),
-        ({"kd_weight": float("nan")}, "`kd_weight` is nan, expected a finite number at least 0"),
-        ({"aggregation": "aked"}, r"`aggregation` is 'aked', expected one of .* mean 'aekd'\?"),
-        ({"teacher_bound": -1}, "`teacher_bound` is -1, expected a finite number at least 0"),
-        ({"resolutions": "any"}, r"`resolutions` is 'any', expected one of \['equal', 'shared'\]"),
-        ({"latents": LATENTS[0]}, r"`latents` is of type LatentPair, expected Sequence, such as"),
-        ({"latents": ["0"]}, r"`latents` is of type str, expected LatentPair, such as"),
-        ({"latents": [LATENTS[0]] * 2}, r"`latents` is \['0<-0', '0<-0'\], expected each pair onc"),
-        (
-            {"latents": [LatentPair("0", "0", teacher_index=1)]},
-            "`LatentPair.teacher_index` is 1, expected a teacher from 0 to 0",
-        ),
-        (
-            {"latents": [LatentPair("0", "latent")]},
-            r"`Sequential` has no tap 'latent'; it names \[\], and any module path will do",
-        ),
-    ],
+test_construction_refuses = refusals(
+    ({"teacher": []}, "`teacher` is an empty sequence, expected at least one teacher"),
+    ({"teacher": "unet"}, "`teacher` is 'unet', expected a module, a function, or a sequence"),
+    ({"teacher": [net(), None]}, "`teacher` is None, expected a module, a function, or"),
+    ({"teacher": nn.Conv2d}, "`teacher` is <class 'torch.*Conv2d'>, expected a module"),
+    ({"transform": GRID}, "`transform` is of type tuple, expected AbstractTransform, such as"),
+    ({"bands": 0.25}, r"`bands` is of type float, expected Bands, such as Bands.split\(0.25\)"),
+    ({"weighting": "adaptiv"}, r"`weighting` is 'adaptiv', .* Did you mean 'adaptive'\?"),
+    ({"weighting": 3}, r"`weighting` is 3, expected one of \['fixed', 'relative', "),
+    ({"weighting": (1.0,)}, "`weights` has 1 values, expected 2: one for each band"),
+    ({"weighting": AdaptiveWeighting(3)}, "`weights` has 3 values, expected 2: .* Adap"),
+    ({"kd_weight": -0.5}, "`kd_weight` is -0.5, expected a finite number at least 0"),
+    ({"kd_weight": float("nan")}, "`kd_weight` is nan, expected a finite number at least 0"),
+    ({"aggregation": "aked"}, r"`aggregation` is 'aked', expected one of .* mean 'aekd'\?"),
+    ({"teacher_bound": -1}, "`teacher_bound` is -1, expected a finite number at least 0"),
+    ({"resolutions": "any"}, r"`resolutions` is 'any', expected one of \['equal', 'shared'\]"),
+    ({"latents": LATENTS[0]}, r"`latents` is of type LatentPair, expected Sequence, such as"),
+    ({"latents": ["0"]}, r"`latents` is of type str, expected LatentPair, such as"),
+    ({"latents": [LATENTS[0]] * 2}, r"`latents` is \['0<-0', '0<-0'\], expected each pair onc"),
+    (
+        {"latents": [LatentPair("0", "0", teacher_index=1)]},
+        "`LatentPair.teacher_index` is 1, expected a teacher from 0 to 0",
+    ),
+    (
+        {"latents": [LatentPair("0", "latent")]},
+        r"`Sequential` has no tap 'latent'; it names \[\], and any module path will do",
+    ),
+    of=make_loss,
 )
-def test_construction_refuses(options: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_loss(**options)
 
 
 SEEN = torch.ones_like(Y, dtype=torch.bool)
@@ -319,34 +313,28 @@ ONE = torch.arange(Y.numel()).reshape(Y.shape) == 7
 BAD_Y, BAD_X = Y.masked_fill(ONE, torch.inf), X.masked_fill(ONE[:, :2], torch.nan)
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({}, "`x` and `outputs` are None, expected one of them"),
-        ({"x": X[:0]}, r"`x` has shape \(0, 2, 8, 9\), expected at least one sample"),
-        ({"x": BAD_X}, "`x` has 1 of 720 values that are NaN or Inf"),
-        ({"x": X, "y": BAD_Y}, "`y` has 1 of 1080 values that are NaN or Inf"),
-        ({"x": X, "y": BAD_Y, "mask": SEEN}, "`y` has 1 of 1080 values that are NaN or Inf"),
-        ({"x": X, "y": Y[:1]}, r"`y` has shape \(1, 3, 8, 9\), expected \(5, 3, 8, 9\)"),
-        ({"x": X, "mask": SEEN}, "`mask` is given but `y` is None"),
-        ({"x": X, "y": Y, "mask": SEEN.float()}, "`mask` is of torch.float32, expected torch.bool"),
-        ({"x": X, "y": Y, "mask": SEEN[:, :2]}, r"`mask` has shape \(5, 2, 8, 9\), expected \(5,"),
-        ({"x": X, "y": Y, "mask": SEEN[0]}, r"`mask` has shape \(3, 8, 9\), expected \(5, 3, 8, 9"),
-        ({"outputs": ()}, "`outputs` has 0 entries, expected 1: one a teacher"),
-        (
-            {"outputs": [TeacherOutput(BAD_Y)]},
-            r"`forecast of teacher 0 \(Sequential\)` has 1 of 1080 values that are NaN or Inf",
-        ),
-        (
-            {"outputs": [TeacherOutput(Y[:, :1])]},
-            r"`forecast of teacher 0 \(S.*\)` has shape \(5, 1, 8, 9\), expected \(5, 3, 8, 9\)",
-        ),
-    ],
+test_a_batch_is_refused = refusals(
+    ({}, "`x` and `outputs` are None, expected one of them"),
+    ({"x": X[:0]}, r"`x` has shape \(0, 2, 8, 9\), expected at least one sample"),
+    ({"x": BAD_X}, "`x` has 1 of 720 values that are NaN or Inf"),
+    ({"x": X, "y": BAD_Y}, "`y` has 1 of 1080 values that are NaN or Inf"),
+    ({"x": X, "y": BAD_Y, "mask": SEEN}, "`y` has 1 of 1080 values that are NaN or Inf"),
+    ({"x": X, "y": Y[:1]}, r"`y` has shape \(1, 3, 8, 9\), expected \(5, 3, 8, 9\)"),
+    ({"x": X, "mask": SEEN}, "`mask` is given but `y` is None"),
+    ({"x": X, "y": Y, "mask": SEEN.float()}, "`mask` is of torch.float32, expected torch.bool"),
+    ({"x": X, "y": Y, "mask": SEEN[:, :2]}, r"`mask` has shape \(5, 2, 8, 9\), expected \(5,"),
+    ({"x": X, "y": Y, "mask": SEEN[0]}, r"`mask` has shape \(3, 8, 9\), expected \(5, 3, 8, 9"),
+    ({"outputs": ()}, "`outputs` has 0 entries, expected 1: one a teacher"),
+    (
+        {"outputs": [TeacherOutput(BAD_Y)]},
+        r"`forecast of teacher 0 \(Sequential\)` has 1 of 1080 values that are NaN or Inf",
+    ),
+    (
+        {"outputs": [TeacherOutput(Y[:, :1])]},
+        r"`forecast of teacher 0 \(S.*\)` has shape \(5, 1, 8, 9\), expected \(5, 3, 8",
+    ),
+    of=lambda **batch: make_loss()(FORECAST, **batch),
 )
-def test_a_batch_is_refused(batch: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_loss()(FORECAST, **batch)
 
 
 def test_nan_passes_only_where_finite_values_are_not_checked():

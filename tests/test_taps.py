@@ -84,15 +84,12 @@ def test_leaves_no_hook_also_where_the_model_fails(model: Encoded):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("sideways", "message"),
-    [
+def test_activations_that_are_not_there_or_no_tensor(model: Encoded):
+    for sideways, message in (
         (True, "'memory' .* was not reached in the forward pass of `Encoded`"),
         (False, "'memory' .* gives a tuple, expected a tensor: tap a module inside"),
-    ],
-)
-def test_activations_that_are_not_there_or_no_tensor(model: Encoded, sideways: bool, message: str):
-    with TapReader(model, ["memory"]) as taps:
-        model(ONES, sideways=sideways)
+    ):
+        with TapReader(model, ["memory"]) as taps:
+            model(ONES, sideways=sideways)
         with pytest.raises(ValueError, match=message):
             taps.read()

@@ -41,42 +41,33 @@ def evidence(n: int = 3, *, labels: bool = True) -> TeacherEvidence:
     return TeacherEvidence(teachers, gradients, *((y, mask) if labels else ()))
 
 
-def permuted(given: TeacherEvidence, order: list[int]) -> TeacherEvidence:
-    return given._replace(teachers=given.teachers[order], gradients=given.gradients[order])
-
-
 class AggregationContract:
-    """What each aggregation promises; a new one gives these two fixtures."""
+    """What each aggregation promises."""
+
+    shape: tuple[int, ...] = (3,)
 
     @pytest.fixture
     def aggregation(self) -> AbstractAggregation:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def shape(self) -> tuple[int, ...]:
-        return (3,)
+        return self.make()
 
     @pytest.mark.parametrize("labels", [True, False])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_weights_sum_to_1_without_gradient(self, aggregation, shape, labels, dtype):
-        given = TeacherEvidence(
-            *[
-                v if v is None or v.dtype == torch.bool else v.to(dtype)
-                for v in evidence(labels=labels)
-            ]
-        )
+    def test_weights_sum_to_1_without_gradient(self, aggregation, labels, dtype):
+        of = {torch.float64: dtype, torch.bool: torch.bool}
+        given = [v if v is None else v.to(of[v.dtype]) for v in evidence(labels=labels)]
+        given = TeacherEvidence(*given)
         weights = aggregation(given)
-        assert weights.shape == shape
+        assert weights.shape == self.shape
         assert weights.dtype == dtype
         assert not weights.requires_grad
         assert (weights >= 0).all()
-        torch.testing.assert_close(weights.sum(-1), torch.ones(shape[:-1], dtype=dtype))
+        torch.testing.assert_close(weights.sum(-1), torch.ones(self.shape[:-1], dtype=dtype))
         assert weighted_target(given.teachers, weights).shape == (4, 5)
 
     def test_weights_follow_the_order_of_the_teachers(self, aggregation):
-        order = [2, 0, 1]
-        weights = aggregation(evidence())
-        torch.testing.assert_close(aggregation(permuted(evidence(), order)), weights[..., order])
+        order, given = [2, 0, 1], evidence()
+        permuted = TeacherEvidence(given[0][order], given[1][order], *given[2:])
+        torch.testing.assert_close(aggregation(permuted), aggregation(given)[..., order])
 
     def test_one_teacher_has_weight_1(self, aggregation):
         weights = aggregation(evidence(1))
@@ -87,16 +78,14 @@ class AggregationContract:
         assert not aggregation.state_dict()
         assert make_aggregation(aggregation) is aggregation
 
-    def test_it_waits_for_no_device(self, aggregation, shape):
+    def test_it_waits_for_no_device(self, aggregation):
         """On the meta device a value cannot be read: `.item()` and `if tensor` raise there."""
         given = [None if value is None else value.to("meta") for value in evidence()]
-        assert aggregation(TeacherEvidence(*given)).shape == shape
+        assert aggregation(TeacherEvidence(*given)).shape == self.shape
 
 
 class TestMean(AggregationContract):
-    @pytest.fixture
-    def aggregation(self):
-        return MeanAggregation()
+    make = MeanAggregation
 
 
 class TestAEKD(AggregationContract):
@@ -117,13 +106,7 @@ def camkd(errors: Tensor) -> Tensor:
 
 
 class TestCAMKD(AggregationContract):
-    @pytest.fixture
-    def aggregation(self):
-        return CAMKDAggregation()
-
-    @pytest.fixture
-    def shape(self):
-        return (4, 3)
+    make, shape = CAMKDAggregation, (4, 3)
 
     def test_equals_a_loop_over_labelled_samples(self, aggregation):
         given = evidence()

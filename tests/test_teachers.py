@@ -32,8 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 NET = teacher_net().eval()
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, backend="eager")
+compiled = functools.partial(torch.compile, backend="eager")
 
 
 def exported(model: nn.Module) -> nn.Module:
