@@ -128,24 +128,28 @@ class ChebyshevGraph(AbstractQuadraticTransform):
 
     def _recursion(self, x: Tensor, matrix: Tensor, tables: Tensor) -> list[Tensor]:
         n = self.n_nodes
-        sums = x.new_zeros(len(self._members), x.shape[1]).index_add_(0, self._component, x)
-        means = (sums / self._members[:, None].to(x)).index_select(0, self._component)
-        before = torch.nn.functional.pad(x - means, (0, 0, 0, self.size - n)).to(matrix.dtype)
-        now = (matrix @ before) / 2
+        means = x.new_zeros(len(self._members), x.shape[1]).index_add_(0, self._component, x)
+        means = self._of_nodes(means.div_(self._members[:, None].to(x)))
+        before = x.new_zeros(self.size, x.shape[1], dtype=matrix.dtype)
+        before[:n] = x.sub_(means)
+        now = (matrix @ before).div_(2)
         coefficients = tables.tolist()
-        images = [c[1] * before.real + c[2] * now.real for c in coefficients]
+        images = [(c[1] * before.real).add_(now.real, alpha=c[2]) for c in coefficients]
         for k in range(3, tables.shape[1]):
             # In place: the field before is not needed any more.
             before, now = now, before.addmm_(matrix, now, beta=-1)
             real = now.real
             for image, c in zip(images, coefficients, strict=True):
                 image.add_(real, alpha=c[k])
-        if self.size > n:
-            images = [each[:n] - each[n:].index_select(0, self._component) for each in images]
-        return [
-            torch.add(image, means, alpha=c[0])
-            for image, c in zip(images, coefficients, strict=True)
-        ]
+        for image, c in zip(images, coefficients, strict=True):
+            if self.size > n:
+                image[:n].sub_(self._of_nodes(image[n:]))
+            image[:n].add_(means, alpha=c[0])
+        return [image[:n] for image in images]
+
+    def _of_nodes(self, values: Tensor) -> Tensor:
+        """Values of components as values of their nodes."""
+        return values if len(values) == 1 else values.index_select(0, self._component)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         values = self._values.to(dtype)
