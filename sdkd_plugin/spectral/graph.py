@@ -72,7 +72,7 @@ class GraphTransform(AbstractTransform):
         potential: float = 0.25,
         method: Method = "auto",
         rank: int = 256,
-        tolerance: float = 0.01,
+        tolerance: float = 0.02,
         cache: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "GraphTransform":
