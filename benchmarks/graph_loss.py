@@ -47,7 +47,7 @@ def graph(kind: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(0)
     place = rng.random((n, 2))
     if kind == "geometric":
-        near = cKDTree(place).query(place, 7)[1][:, 1:]
+        near = np.asarray(cKDTree(place).query(place, 7)[1])[:, 1:]
         edges = np.stack([np.repeat(np.arange(n), 6), near.ravel()])
     elif kind == "road-like":
         side = int(n**0.5)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from sdkd_plugin import Bands, GridTransform, frequency_aligned_loss
 from sdkd_plugin.models import UNet
 
-SHAPES = [(64, 10, 32, 32), (32, 10, 64, 64), (16, 10, 128, 128), (8, 3, 256, 256)]
+SHAPES: list[tuple[int, ...]] = [(64, 10, 32, 32), (32, 10, 64, 64), (16, 10, 128, 128), (8, 3, 256, 256)]
 SHAPES += [(4, 3, 512, 512), (1, 3, 1024, 1024), (2, 3, 64, 64, 64)]
 CUTOFF, WEIGHTS = 0.25, (0.5, 1.0)
 BLOCK = 5
@@ -130,7 +130,7 @@ def measure(
         **{k: lambda f=f: run(f, student, teacher) for k, f in others.items()},  # type: ignore[misc]
     }
     if device.type == "cuda" and shape[2:] == (256, 256):
-        unet = UNet(shape[1], shape[1]).to(device)
+        unet = UNet(in_channels=shape[1], out_channels=shape[1]).to(device)
         calls["step"] = lambda: F.mse_loss(unet(teacher), teacher).backward()
     times = least_times(calls, repetitions, device)
     times["floor"] = 1.5 * times.pop("copy")

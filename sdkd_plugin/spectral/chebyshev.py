@@ -249,7 +249,8 @@ def _bordered(doubled: scipy.sparse.csr_array, component: np.ndarray) -> scipy.s
     """
     nodes = np.arange(len(component))
     indicator = scipy.sparse.csr_array((np.ones(len(nodes)), (nodes, component)))
-    means = indicator.multiply(1 / np.bincount(component)).tocsr().T
+    shares = 1 / np.bincount(component)[component]
+    means = scipy.sparse.csr_array((shares, (component, nodes)))
     right = -doubled @ indicator
     return scipy.sparse.block_array(
         [[doubled, right], [means @ doubled, means @ right]], format="csr"
