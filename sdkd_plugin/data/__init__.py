@@ -2,7 +2,7 @@
 
 from sdkd_plugin.data.latitude import latitude_weighted_rmse, latitude_weights
 from sdkd_plugin.data.navier_stokes import navier_stokes
-from sdkd_plugin.data.rayleigh_benard import nusselt_number, rayleigh_benard
+from sdkd_plugin.data.rayleigh_benard import rayleigh_benard
 from sdkd_plugin.data.sensors import TrafficData
 from sdkd_plugin.data.taxibj import TaxiFlows, read_taxibj
 from sdkd_plugin.data.traffic import find_traffic, read_csv_pair, read_los_loop
@@ -18,7 +18,6 @@ __all__ = [
     "latitude_weighted_rmse",
     "latitude_weights",
     "navier_stokes",
-    "nusselt_number",
     "rayleigh_benard",
     "read_csv_pair",
     "read_los_loop",

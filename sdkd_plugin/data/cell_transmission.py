@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+_INTERVAL, _STEPS = 1 / 12, 20  # hours between measurements, and steps between them
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RoadNetwork:
@@ -86,16 +88,12 @@ class TrafficHistory(NamedTuple):
     """What :func:`transmit` measured, with one row for each interval.
 
     ``speed`` is the distance driven over the time spent (miles an hour, Edie's definition),
-    ``flow`` the vehicles an hour that left a cell, ``vehicles`` the count at the end. Totals:
-    ``arrived`` (at the sources) = ``left`` + ``waiting`` (outside) + vehicles.sum() - initial.
+    ``flow`` the vehicles an hour that left a cell, ``vehicles`` the count at the end.
     """
 
     speed: Float[np.ndarray, "intervals cells"]
     flow: Float[np.ndarray, "intervals cells"]
     vehicles: Float[np.ndarray, "intervals cells"]
-    arrived: Float[np.ndarray, " intervals"]
-    left: Float[np.ndarray, " intervals"]
-    waiting: Float[np.ndarray, " intervals"]
 
 
 class CellFlows(NamedTuple):
@@ -161,42 +159,36 @@ def transmit(
     network: RoadNetwork,
     demand: Float[np.ndarray, "intervals sources"],
     *,
-    interval: float = 1 / 12,
-    steps: int = 20,
     capacity: Float[np.ndarray, "intervals cells"] | None = None,
     initial: Float[np.ndarray, " cells"] | None = None,
     progress: bool = False,
 ) -> TrafficHistory:
     """Run the cell transmission model over time. Drivers who cannot enter wait outside.
 
-    ``demand`` is arrivals at each source in vehicles an hour, ``interval`` the hours of its rows.
+    ``demand`` is arrivals at each source in vehicles an hour, in intervals of five minutes.
     ``capacity``, at most the network's own, replaces it during incidents; ``initial`` counts
-    vehicles in each cell, none where None. The step, ``interval / steps``, must be
+    vehicles in each cell, none where None. A step is a twentieth of an interval, which must be
     shorter than any cell takes at free speed or wave speed.
     """
-    time_step = interval / steps
+    time_step = _INTERVAL / _STEPS
     intervals, cells = len(demand), len(network.length)
     vehicles = np.zeros(cells) if initial is None else initial.copy()
     waiting = np.zeros(len(network.sources))
     speed, flow, counts = (np.empty((intervals, cells)) for _ in range(3))
-    left, queued, gone = np.empty(intervals), np.empty(intervals), 0.0
     bar = tqdm(demand, "traffic", disable=None if progress else True, delay=1)
     for row, rates in enumerate(bar):
         moved, present = np.zeros(cells), np.zeros(cells)
         limit = None if capacity is None else capacity[row]
-        for _ in range(steps):
+        for _ in range(_STEPS):
             waiting = waiting + rates * time_step
             out, into = cell_flows(network, vehicles, waiting, time_step, limit)
             present += vehicles
             moved += out
             waiting = waiting - into[network.sources]
             vehicles = vehicles + into - out
-            gone += float(out[network.sinks].sum())
         spent = present * time_step
         speed[row] = np.divide(
             moved * network.length, spent, out=network.free_speed.copy(), where=spent > 1e-9
         )
-        flow[row], counts[row] = moved / interval, vehicles
-        left[row], queued[row] = gone, waiting.sum()
-    arrived = np.cumsum(demand.sum(axis=1)) * interval
-    return TrafficHistory(speed, flow, counts, arrived, left, queued)
+        flow[row], counts[row] = moved / _INTERVAL, vehicles
+    return TrafficHistory(speed, flow, counts)

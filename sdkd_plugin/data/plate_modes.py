@@ -8,15 +8,12 @@ from jaxtyping import Float
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive_int
-
 
 def gauss_points(n: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Heights z between 0 and 1, ascending, and weights of the Gauss-Legendre rule; float64.
 
     integral_0^1 f(z) dz = sum_j weights_j f(z_j)    for polynomials f of degree below 2 n
     """
-    check_positive_int("n", n)
     x, weights = legendre.leggauss(n)
     return torch.from_numpy((1 + x) / 2), torch.from_numpy(weights / 2)
 
@@ -90,7 +87,6 @@ def _polynomials(nz: int) -> list[Tensor]:
     L_j are the Legendre polynomials, orthonormal over 0 < z < 1. First integrals vanish on both
     plates; second ones and their slopes too, except for j = 1, which has a net flux.
     """
-    check_positive_int("nz", nz, 8)
     # The highest product, of w, T and a mode's slope, is of degree 3 n + 3: below 2 nz.
     n = (2 * nz - 4) // 3
     coefficients = np.diag(np.sqrt(2 * np.arange(n + 1) + 1))[:, 1:]

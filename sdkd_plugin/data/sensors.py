@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_mask, check_not_negative, check_shape
+from sdkd_plugin._checks import check_mask, check_not_negative, check_shape
 from sdkd_plugin.data.reading import check_index
 
 
@@ -24,8 +24,6 @@ class TrafficData:
         node_ids: a name for each sensor.
         index: the time of each row, in equal steps.
         source: where the data come from, for tables and logs.
-        positions: for maps, east then north: longitude and latitude in degrees for measured
-            traffic, miles for simulated traffic.
 
     Raises:
         ValueError: where shapes, types, indices, weights, times or observed speeds are not so.
@@ -52,7 +50,6 @@ class TrafficData:
     node_ids: tuple[str, ...]
     index: pd.DatetimeIndex
     source: str
-    positions: Float[Tensor, "nodes 2"] | None = None
 
     def __post_init__(self) -> None:
         if self.speed.ndim != 2 or not self.speed.is_floating_point():
@@ -71,9 +68,6 @@ class TrafficData:
                 f"`node_ids` has {len(self.node_ids)} names, {len(set(self.node_ids))} different "
                 f"ones, expected {nodes} different ones, one for each column of `speed`."
             )
-        if self.positions is not None:
-            check_shape("positions", self.positions.shape, (nodes, 2), "one point for each sensor")
-            check_finite("positions", self.positions)
         edges = self.edge_index
         if edges.ndim != 2 or len(edges) != 2 or edges.dtype != torch.int64:
             raise ValueError(

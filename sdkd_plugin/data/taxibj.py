@@ -65,12 +65,6 @@ class TaxiFlows:
             found = self.index[int(odd.argmax())]
             raise ValueError(f"`index` has {found}, expected the full and half hours of frames.")
 
-    @property
-    def incomplete_days(self) -> pd.DatetimeIndex:
-        """Days with some half hours and not all; ST-ResNet, for one, leaves them out."""
-        days, slots = np.unique(self.index.normalize(), return_counts=True)
-        return pd.DatetimeIndex(days[slots < SLOTS_A_DAY])
-
     def windows(
         self,
         n_input: int,

@@ -54,8 +54,8 @@ def simulate_traffic(
         progress: show a bar on a terminal after a second.
 
     Returns:
-        Speeds in miles an hour, a directed sensor graph with the Gaussian kernel of road distances,
-        and positions in miles.
+        Speeds in miles an hour and a directed sensor graph with the Gaussian kernel of road
+        distances.
 
     Raises:
         ValueError: if an option is out of range.
@@ -103,7 +103,6 @@ def simulate_traffic(
         node_ids=highways.sensor_ids,
         index=index,
         source=f"simulated traffic (cell transmission model, seed {seed})",
-        positions=torch.from_numpy(highways.positions[highways.sensors].astype(np.float32)),
     )
 
 
