@@ -142,7 +142,6 @@ class TestFindTraffic:
         [
             (["los_speed.csv", "los_adj.csv", "sensor_locations.csv"], "los_loop", "los_speed.csv"),
             (["my_speed.csv", "graph_adj.csv", "notes.txt"], "csv_pair", "my_speed.csv"),
-            (["a_speed.csv", "a_adj.csv", "b_speed.csv"], "csv_pair", "a_speed.csv"),
             (["metr_la.h5", "metr_la_dist.npy", "locations.csv"], "metr_la", "metr_la.h5"),
             (
                 ["metr_la.h5", "distances_la.csv", "sensor_ids_la.txt", "sensor_locations_la.csv"],

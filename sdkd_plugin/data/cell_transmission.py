@@ -96,21 +96,14 @@ class TrafficHistory(NamedTuple):
     vehicles: Float[np.ndarray, "intervals cells"]
 
 
-class CellFlows(NamedTuple):
-    """Vehicles that cross each cell's downstream and upstream end in one step."""
-
-    out: Float[np.ndarray, " cells"]
-    into: Float[np.ndarray, " cells"]
-
-
 def cell_flows(
     network: RoadNetwork,
     vehicles: Float[np.ndarray, " cells"],
     waiting: Float[np.ndarray, " sources"],
     time_step: float,
     capacity: Float[np.ndarray, " cells"] | None = None,
-) -> CellFlows:
-    """Vehicles that move in one step of the cell transmission model, of ``time_step`` hours.
+) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
+    """Vehicles that leave and that enter each cell in one step, of ``time_step`` hours.
 
     With S = min(v dt n / L, Q dt), what a cell can send, and R = min(Q dt, w dt (N - n / L)), what
     it can receive (free speed v, wave speed w, capacity Q, jam density N, length L):
@@ -152,7 +145,7 @@ def cell_flows(
 
     into[network.sources] = np.minimum(waiting, receive[network.sources])
     out[network.sinks] = send[network.sinks]
-    return CellFlows(out, into)
+    return out, into
 
 
 def transmit(

@@ -44,9 +44,8 @@ def gaussian_random_field(
         w(x) = sum_k c_k exp(2 pi i k . x),    E |c_k|^2 = FNO_SCALE (4 pi^2 |k|^2 + 49)^(-5/2)
 
     with independent complex normal c_k, and no Nyquist modes. Modes are drawn from the largest
-    scale to the smallest, so those of the first sample depend on the generator's state and not on
-    the grid. ``generator`` is a ``torch.Generator``, on whose device the fields are drawn, or a
-    seed.
+    scale to the smallest: the first sample's do not depend on the grid. ``generator`` may be a
+    seed; fields are on its device.
     """
     check_positive_int("n_samples", n_samples)
     check_positive_int("resolution", resolution, 4)
@@ -94,17 +93,17 @@ def navier_stokes(
     Args:
         n_samples: number of trajectories.
         resolution: points of the recorded fields along each axis; divides ``solver_resolution``.
-        solver_resolution: points along each axis in the solver, which keeps a third of the waves.
+        solver_resolution: points along each axis in the solver.
         viscosity: nu; the published sets have 1e-3, 1e-4 and 1e-5.
         duration: time of the last recorded field; 50, 30 and 20 in the published sets.
         record_interval: time between recorded fields.
         dt: the solver's time step; None for a CFL number of 1 at speed 1.
-        downsampling: "subsample" takes every k-th point, as the recipe does, so that fine waves
-            alias; "truncate" drops the waves that the coarse grid does not carry.
+        downsampling: "subsample" takes every k-th point, as the recipe does, and fine waves alias;
+            "truncate" drops the waves that the coarse grid does not carry.
         seed: at least 0.
         dtype: precision of solver and result, torch.float32 or torch.float64.
         device: where the solver runs.
-        batch_size: trajectories solved at once; more need more memory and suit a GPU.
+        batch_size: trajectories solved at once.
         cache: True keeps the result in :func:`sdkd_plugin.data.store.default_folder`, a path in
             that folder, False nowhere. Device and batch size are not part of the key.
         progress: show a bar on a terminal after a second.
@@ -113,8 +112,7 @@ def navier_stokes(
         Fields at ``duration / record_interval`` times, on the CPU, without the initial ones.
 
     Raises:
-        ValueError: for an argument out of range, times that do not divide, a step too large for
-            the flow, and a damaged cached file.
+        ValueError: for an argument out of range, a step too large, and a damaged cached file.
 
     Example:
         >>> settings = dict(resolution=16, solver_resolution=32, duration=2.0, cache=False)

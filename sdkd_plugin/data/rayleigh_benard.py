@@ -71,8 +71,7 @@ def rayleigh_benard(
     """Trajectories of two-dimensional convection between no-slip plates of fixed temperatures.
 
     Units are plate distance, temperature difference and free-fall time. Sample i depends on
-    ``seed`` and i, and not on the number of samples or the batch size up to rounding, which a
-    chaotic flow enlarges with time.
+    ``seed`` and i, and up to rounding, which a chaotic flow enlarges, on nothing else.
 
     Args:
         n_samples: number of trajectories.
@@ -80,9 +79,9 @@ def rayleigh_benard(
         prandtl: Pr = viscosity / diffusivity; air 0.7, water 7.
         aspect_ratio: period along x, in plate distances.
         resolution: points of the recorded fields along x, a divisor of the solver's, and across.
-        solver_resolution: points along x and across in the solver. A free-fall time after the same
-            developed flow, temperatures differ from those on 192 x 96 points by a relative 1e-4
-            at Ra 1e5 on 64 x 32 points, 4e-6 at Ra 1e6 and 1e-3 at Ra 1e7 on 128 x 64 (Pr 1).
+        solver_resolution: points along x and across in the solver. In a free-fall time the error
+            of the temperature grows to a relative 1e-4 at Ra 1e5 on 64 x 32 points, 4e-6 at Ra 1e6
+            and 1e-3 at Ra 1e7 on 128 x 64 (Pr 1).
         spin_up: time before the recorded part, a multiple of ``record_interval``.
         duration: time from there to the last recorded field.
         record_interval: time between recorded fields.
@@ -91,17 +90,15 @@ def rayleigh_benard(
         seed: at least 0.
         dtype: precision of solver and result, torch.float32 or torch.float64.
         device: where the solver runs.
-        batch_size: trajectories solved at once; more need more memory and suit a GPU.
+        batch_size: trajectories solved at once.
         progress: show a bar on a terminal after a second.
 
     Returns:
-        Temperature and, if wanted, the velocities along x and z, on the CPU. Point i along x is at
-        i aspect_ratio / nx, point j across at (j + 1/2) / nz from the hot plate, as
-        ``GridTransform(..., boundary="reflect")`` needs it.
+        Temperature and, if wanted, the velocities, on the CPU, at points i aspect_ratio / nx along
+        x and (j + 1/2) / nz from the hot plate, as ``GridTransform(..., "reflect")`` needs them.
 
     Raises:
-        ValueError: for an argument out of range, times or a resolution that do not divide, and a
-            step too large for the flow.
+        ValueError: for an argument out of range and a step too large for the flow.
 
     Example:
         >>> settings = dict(rayleigh=1e4, resolution=(16, 8), solver_resolution=(16, 12))

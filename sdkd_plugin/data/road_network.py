@@ -38,10 +38,9 @@ class Highways(NamedTuple):
 def build_highways(n_sensors: int, freeways: tuple[int, int], rng: np.random.Generator) -> Highways:
     """Draw motorways that cross each other, and plan their lanes for the expected flows.
 
-    Each motorway has two carriageways with an exit and an entrance about every mile and a half, and
-    at each crossing an interchange with all eight turns. A stretch between two interchanges has
-    lanes for its mean peak flow, so that bottlenecks arise behind entrances, where the flow is
-    above the mean. Sensors are spread over the carriageways as evenly as the cells allow.
+    Each motorway has two carriageways with exits and entrances by turns, and at each crossing an
+    interchange with all eight turns. A stretch between two interchanges has lanes for its mean peak
+    flow, so that bottlenecks arise behind entrances. Sensors are spread evenly over all.
     """
     roads = [(way, number) for number in range(freeways[0]) for way in "EW"]
     roads += [(way, number) for number in range(freeways[1]) for way in "NS"]
@@ -77,11 +76,9 @@ def sensor_graph(
     """Edges and weights between sensors by road distance, as METR-LA's graph is made.
 
     w_ij = exp(-(d_ij / sigma)^2) where that is at least 0.1, else no edge; d_ij is the road
-    distance in the direction of travel, sigma the standard deviation of all distances up to 8
-    miles. No self-loops.
+    distance in the direction of travel, sigma the standard deviation of those up to 8 miles.
 
-    Source: Li et al., Diffusion Convolutional Recurrent Neural Network, ICLR 2018, section 4 and
-    appendix E.1.
+    Source: Li et al., DCRNN, ICLR 2018, section 4 and appendix E.1.
     """
     network = highways.network
     pairs, _ = network.edges()

@@ -16,8 +16,7 @@ class TrafficData:
     """Speeds measured by sensors on a road network, and the graph of these sensors.
 
     Args:
-        speed: miles an hour; finite and not negative wherever ``mask`` is true. What was not
-            measured may be NaN, so that an unmasked use shows at once.
+        speed: miles an hour; finite and not negative wherever ``mask`` is true, else perhaps NaN.
         mask: true where a sensor reported.
         edge_index: sources in row 0 and targets in row 1, int64.
         edge_weight: not negative.
@@ -26,18 +25,14 @@ class TrafficData:
         source: where the data come from, for tables and logs.
 
     Raises:
-        ValueError: where shapes, types, indices, weights, times or observed speeds are not so.
+        ValueError: if the data are not so.
 
     Example:
-        >>> data = TrafficData(
-        ...     speed=torch.tensor([[60.0, float("nan")], [55.0, 50.0]]),
-        ...     mask=torch.tensor([[True, False], [True, True]]),
-        ...     edge_index=torch.tensor([[0], [1]]),
-        ...     edge_weight=torch.tensor([0.5]),
-        ...     node_ids=("a", "b"),
-        ...     index=pd.date_range("2012-03-01", periods=2, freq="5min"),
-        ...     source="two sensors",
-        ... )
+        >>> speed = torch.tensor([[60.0, torch.nan], [55.0, 50.0]])
+        >>> graph = {"edge_index": torch.tensor([[0], [1]]), "edge_weight": torch.tensor([0.5])}
+        >>> index = pd.date_range("2012-03-01", periods=2, freq="5min")
+        >>> more = {"node_ids": ("a", "b"), "index": index, "source": "two sensors"}
+        >>> data = TrafficData(speed=speed, mask=~speed.isnan(), **graph, **more)
         >>> data.filled()
         tensor([[60., 50.],
                 [55., 50.]])
@@ -84,10 +79,9 @@ class TrafficData:
         check_index("`index`", self.index, steps, equal_steps=True)
 
     def filled(self) -> Float[Tensor, "time nodes"]:
-        """Speeds without gaps, as model inputs need them.
+        """Speeds without gaps: a sensor's last reading, or its first one where there is none yet.
 
-        A gap is filled with the sensor's last reading before it; before a sensor's first reading,
-        with that one. A sensor that never reported gets the mean of the others.
+        A sensor that never reported has the mean of the others.
         """
         steps = torch.arange(self.speed.shape[0], device=self.speed.device).unsqueeze(1)
         last = torch.where(self.mask, steps, -1).cummax(dim=0).values

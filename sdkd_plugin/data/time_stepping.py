@@ -66,8 +66,7 @@ def check_dtype(argument: str, dtype: torch.dtype) -> None:
 def etdrk4(diffusion: Tensor, tendency: Map, cast: Map, dt: float) -> Map:
     """The map from a state to the state one step later, of ``du/dt = diffusion u + tendency(u)``.
 
-    Diffusion is exact; the tendency is explicit, in four stages. ``cast`` brings real factors to
-    the state's dtype and device.
+    Diffusion is exact. ``cast`` brings real factors to the state's dtype and device.
 
     Source: Cox and Matthews 2002; the coefficients as in Kassam and Trefethen 2005.
     """
@@ -167,8 +166,7 @@ def solve_samples(
     """Trajectories of all samples, ``(n_samples, ...)`` on the CPU, a batch at a time.
 
     ``solve`` takes the seeds of a batch's samples and a bar, which it advances by ``steps``. The
-    first seed is a hash of ``seed``, so that no two data sets share samples; the others count up,
-    because hashes might collide: PyTorch's CPU generator uses 32 bits of a seed.
+    first seed is a hash of ``seed``, so that data sets share no samples; the others count up.
     """
     start = int(np.random.SeedSequence(seed).generate_state(1)[0])
     seeds = [(start + i) % 2**32 for i in range(n_samples)]

@@ -54,7 +54,18 @@ def find_traffic(folder: str | Path) -> TrafficFiles:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder, expected one that holds traffic data.")
     names = sorted(path.name for path in folder.iterdir())
-    found = _csv_pairs(folder, [name for name in names if name.lower().endswith(".csv")])
+    tables = [name for name in names if name.lower().endswith(".csv")]
+    found = [
+        TrafficFiles(
+            "los_loop" if (speed, adjacency) == ("los_speed.csv", "los_adj.csv") else "csv_pair",
+            folder,
+            folder / speed,
+            folder / adjacency,
+        )
+        for speed in tables
+        for adjacency in tables
+        if "speed" in speed.lower() and "adj" in adjacency.lower()
+    ]
     if any(layout <= set(names) for layout in _METR_LA):
         found.append(TrafficFiles("metr_la", folder, folder / "metr_la.h5"))
     if len(found) > 1:
@@ -70,23 +81,6 @@ def find_traffic(folder: str | Path) -> TrafficFiles:
     return found[0]
 
 
-def _csv_pairs(folder: Path, names: list[str]) -> list[TrafficFiles]:
-    speeds = [name for name in names if "speed" in name.lower()]
-    adjacencies = [name for name in names if "adj" in name.lower()]
-    only_pair = len(speeds) == len(adjacencies) == 1
-    return [
-        TrafficFiles(
-            "los_loop" if (speed, adjacency) == ("los_speed.csv", "los_adj.csv") else "csv_pair",
-            folder,
-            folder / speed,
-            folder / adjacency,
-        )
-        for speed in speeds
-        for adjacency in adjacencies
-        if only_pair or speed.lower().replace("speed", "") == adjacency.lower().replace("adj", "")
-    ]
-
-
 def read_los_loop(folder: str | Path) -> TrafficData:
     """Read Los-loop: one week of METR-LA, 1 to 7 March 2012, 207 sensors, gaps interpolated.
 
@@ -96,8 +90,8 @@ def read_los_loop(folder: str | Path) -> TrafficData:
         FileNotFoundError: if a file is absent.
         ValueError: if a file is damaged, or not 2016 steps of 207 sensors.
 
-    Source: Zhao et al., T-GCN, IEEE T-ITS 2019, arXiv 1811.05320; sensors and readings from
-    Jagadish et al. 2014 by way of DCRNN, Li et al. 2018, arXiv 1707.01926.
+    Source: Zhao et al., T-GCN, IEEE T-ITS 2019, arXiv 1811.05320; readings of METR-LA from DCRNN,
+    Li et al. 2018, arXiv 1707.01926.
     """
     folder = Path(folder)
     speed, adjacency = folder / "los_speed.csv", folder / "los_adj.csv"
@@ -127,13 +121,12 @@ def read_csv_pair(
         adjacency_csv: one row of weights for each sensor, no header.
         start: time of the first row. The files do not hold it and it is never guessed.
         missing: how the file marks what was not measured: ``"zeros"``, ``"nan"`` (or an empty
-            cell), or ``"none"`` where nothing is missing; then a NaN is an error.
+            cell), or ``"none"`` where nothing is missing.
         freq: the step between rows, as pandas writes it.
 
     Raises:
         FileNotFoundError: if a file is absent.
-        ValueError: if a file is cut short, ragged, not numeric, of the wrong shape or negative, or
-            an option is unknown; the message names the file and the place.
+        ValueError: if a file is damaged, of the wrong shape or negative, or an option is unknown.
 
     Example:
         >>> import tempfile

@@ -55,16 +55,15 @@ def solve(
 ) -> Float[Tensor, "batch time nx ny"]:
     """Integrate the vorticity equation; the fields set precision (float32, float64) and device.
 
-    Fields and products are truncated to the wave numbers below a third of the grid's (the 2/3
-    rule), so unforced inviscid flow keeps energy and enstrophy up to the error in time. A
-    tendency costs four real FFTs: with u and v at the points,
+    Wave numbers below a third of the grid's are kept (the 2/3 rule), so unforced inviscid flow
+    keeps energy and enstrophy up to the error in time. A tendency costs four real FFTs:
     -u . grad w = (d^2/dy^2 - d^2/dx^2)(u v) - d^2/dxdy (v^2 - u^2).
 
     Fields are recorded at record_interval, 2 record_interval, ..., duration. ``scheme`` "etdrk4" is
     of fourth order, diffusion exact; "cn-heun", of second, and "cn-euler", of first, the FNO
     recipe's own, treat diffusion by Crank-Nicolson. ``dt`` None takes a CFL number of 1, 1/4 or
-    1/39 (1e-4 on 256 points) at speed max(|u| + |v|) = 1; 64 flows of each published FNO set peaked
-    at 0.4 to 0.8. ``forcing`` is a function of x and y. ``bar`` advances by one a step.
+    1/39 at speed max(|u| + |v|) = 1; the published FNO flows peak at 0.4 to 0.8. ``forcing`` is a
+    function of x and y. ``bar`` advances by one a step.
 
     Source: Basdevant (1983), J. Comput. Phys. 50, for the four transforms; Li et al. (2021),
     appendix A.3.
