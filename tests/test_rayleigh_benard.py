@@ -335,14 +335,9 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"n_samples": 0}, r"`n_samples` is 0"),
             ({"rayleigh": -1.0}, r"`rayleigh` is -1.0, expected a finite number above 0"),
-            ({"rayleigh": math.nan}, r"`rayleigh` is nan"),
             ({"prandtl": 0.0}, r"`prandtl` is 0.0, expected a finite number above 0"),
             ({"aspect_ratio": math.inf}, r"`aspect_ratio` is inf"),
-            ({"duration": -2.0}, r"`duration` is -2.0"),
-            ({"record_interval": 0.3}, r"`record_interval` is 0.3, expected a divisor.*`duration`"),
-            ({"dt": 0.3}, r"`dt` is 0.3, expected a divisor of `record_interval` 1.0.*0.25"),
             ({"spin_up": -1.0}, r"`spin_up` is -1.0, expected a finite number at least 0"),
             ({"spin_up": 1.5}, r"`record_interval` is 1.0, expected a divisor of `spin_up` 1.5"),
             ({"resolution": (12, 8)}, r"`resolution` has 12 points along x, .* divisor .* 16"),

@@ -79,8 +79,7 @@ def convection_times(
     nx, nz = resolution
     check_positive_int("nx", nx, 4)
     check_positive_int("nz", nz, 8)
-    # Points a unit of length where the flow is fastest: across, that is midway, where the Gauss
-    # points are pi / (2 nz) apart; close to the plates they are closer, but the flow is at rest.
+    # Points a unit of length where the flow is fastest: midway, Gauss points are pi / (2 nz) apart.
     finest = math.ceil(max(nx / aspect_ratio, 2 * nz / math.pi))
     return check_times(duration, record_interval, dt, finest)
 

@@ -18,9 +18,8 @@ _INTERVAL, _STEPS = 1 / 12, 20  # hours between measurements, and steps between 
 class RoadNetwork:
     """Road cells with a triangular fundamental diagram, and the junctions that join them.
 
-    Flow rises with density at the free speed up to the capacity, then falls at the wave speed
-    ``capacity / (jam_density - capacity / free_speed)`` to zero at the jam density. Every cell has
-    exactly one junction at either end.
+    Flow rises with density at the free speed up to the capacity, then falls at the wave speed to
+    zero at the jam density. Every cell has exactly one junction at either end.
 
     Args:
         length: miles.
@@ -32,8 +31,7 @@ class RoadNetwork:
         priority: the share of a contested merge that the main road gets, in (0, 1).
         diverges: from, to the main road, and to the ramp.
         split: the share that takes the ramp, in (0, 1).
-        turning_lane: true where drivers to the ramp queue in a lane of their own, so that neither
-            way blocks the other; false for first in, first out.
+        turning_lane: true where neither way blocks the other; false for first in, first out.
         sources: cells that drivers enter from a queue outside.
         sinks: cells that drivers leave unhindered.
 
@@ -85,11 +83,7 @@ class RoadNetwork:
 
 
 class TrafficHistory(NamedTuple):
-    """What :func:`transmit` measured, with one row for each interval.
-
-    ``speed`` is the distance driven over the time spent (miles an hour, Edie's definition),
-    ``flow`` the vehicles an hour that left a cell, ``vehicles`` the count at the end.
-    """
+    """Edie's mean speed (miles an hour), flow out (vehicles an hour), and vehicles at the end."""
 
     speed: Float[np.ndarray, "intervals cells"]
     flow: Float[np.ndarray, "intervals cells"]
@@ -109,9 +103,8 @@ def cell_flows(
     it can receive (free speed v, wave speed w, capacity Q, jam density N, length L):
 
     - link a -> b: min(S_a, R_b);
-    - diverge, first in first out: y = min(S, R_main / (1 - split), R_ramp / split) leave, so that
-      a full ramp blocks the road; with a turning lane min((1 - split) S, R_main) and
-      min(split S, R_ramp) do;
+    - diverge, first in first out: min(S, R_main / (1 - split), R_ramp / split) leave; with a
+      turning lane min((1 - split) S, R_main) and min(split S, R_ramp);
     - merge: all that is sent, where it fits; else mid(S_main, R - S_ramp, priority R), and the
       ramp gets the rest.
     """

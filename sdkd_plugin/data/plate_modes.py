@@ -100,8 +100,7 @@ def _polynomials(nz: int) -> list[Tensor]:
 
 def _eigenmodes(energy: Tensor, dissipation: Tensor) -> tuple[Tensor, Tensor]:
     """Combinations v, as rows, with dissipation v = rate energy v and v . energy v = 1; rates."""
-    # The dissipation is nearly the identity: with its factor, and not the energy's, the slow modes,
-    # which carry the flow, are exact to rounding.
+    # The dissipation is nearly the identity: with its factor the slow modes are exact to rounding.
     factor = torch.linalg.cholesky(dissipation)
     half = torch.linalg.solve_triangular(factor, energy, upper=False)
     whole = torch.linalg.solve_triangular(factor, half.mT, upper=False)

@@ -22,9 +22,8 @@ KERNEL_REACH_MILES = 8.0
 class Highways(NamedTuple):
     """A road network, and what was planned for it.
 
-    ``mainline`` is false for ramps; ``sensors`` are cells and ``sensor_ids`` their names, such as
-    E1-07 for the seventh on the first road eastwards; ``morning`` and ``evening`` are the planned
-    flows at the sources, vehicles an hour.
+    ``mainline`` is false for ramps; ``sensor_ids`` are such as E1-07, the seventh on the first road
+    eastwards; ``morning`` and ``evening`` are the planned flows in, vehicles an hour.
     """
 
     network: RoadNetwork

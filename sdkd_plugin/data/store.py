@@ -70,8 +70,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 "`atomic_path` yields."
             )
         temporary.chmod(permissions)  # safetensors makes files that only their owner may read
-        # The data must be on the disk before the name points at them, or a power cut could leave
-        # an empty file under the right name.
+        # Before the name points at it, or a power cut could leave an empty file of that name.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -100,11 +100,10 @@ class TaxiFlows:
         if stop is not None:
             kept &= self.index[last] < parse_time("stop", stop)
         if not kept.any():
-            bounds = f" with targets from {start} until {stop}" if start or stop else ""
             raise ValueError(
                 f"`n_input` is {n_input} and `n_target` is {n_target}, but no {frames} consecutive "
-                f"half hours{bounds} are in the {len(self.index)} frames from {self.index[0]} to "
-                f"{self.index[-1]}; take shorter windows or other bounds."
+                f"half hours with targets from {start} until {stop} are in the {len(self.index)} "
+                f"frames from {self.index[0]} to {self.index[-1]}; take shorter windows."
             )
         return torch.from_numpy(first[kept])[:, None] + torch.arange(frames)
 
