@@ -5,10 +5,9 @@ works behind neuraloperator and torch-spatiotemporal is in `sdkd_plugin.adapters
 """
 
 from sdkd_plugin._version import __version__
-from sdkd_plugin.answers import TeacherAnswer
 from sdkd_plugin.augmentation import GaussianNoise, Mixup
 from sdkd_plugin.distiller import SDKDDistiller
-from sdkd_plugin.latents import LatentPair
+from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses import (
     AdaptiveWeighting,
     AEKDAggregation,
@@ -16,6 +15,7 @@ from sdkd_plugin.losses import (
     ConfidenceWeighting,
     FixedWeighting,
     FrequencyAlignedLoss,
+    LatentPair,
     MeanAggregation,
     RelativeWeighting,
     frequency_aligned_loss,
@@ -23,7 +23,7 @@ from sdkd_plugin.losses import (
 from sdkd_plugin.resolution import AtResolution
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
 from sdkd_plugin.taps import TapReader
-from sdkd_plugin.terms import DistillationTerms
+from sdkd_plugin.teachers import TeacherOutput, precompute
 
 __all__ = [
     "AEKDAggregation",
@@ -32,6 +32,7 @@ __all__ = [
     "Bands",
     "CAMKDAggregation",
     "ConfidenceWeighting",
+    "DistillationLoss",
     "DistillationTerms",
     "FixedWeighting",
     "FrequencyAlignedLoss",
@@ -45,7 +46,8 @@ __all__ = [
     "SDKDDistiller",
     "Spectrum",
     "TapReader",
-    "TeacherAnswer",
+    "TeacherOutput",
     "__version__",
     "frequency_aligned_loss",
+    "precompute",
 ]

@@ -1,64 +1,83 @@
 """Checks on what a caller gives: argument, what it was, what was expected, what to do.
 
-Here live the few checks that more than one room needs. Nothing here imports anything of ours.
+Here live the few checks that more than one room needs; each raises `ValueError`. Nothing here
+imports anything of ours.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+import operator
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Real
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value for an error message: short, and a tensor or array by its type and shape."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"a {type(value).__name__} of shape {tuple(shape)}"
+    return _REPR.repr(value)
+
 
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
-    """Refuse a string option that is not one of ``allowed``.
-
-    Raises:
-        ValueError: naming the argument, what it was, what is allowed and the nearest allowed name.
-    """
+    """Refuse a string option that is not one of ``allowed``; the message has the nearest one."""
     options = list(allowed)
-    if got in options:
+    if isinstance(got, str) and got in options:
         return
-    near = get_close_matches(str(got), options, n=1)
+    near = get_close_matches(got, options, n=1) if isinstance(got, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"`{argument}` is {got!r}, expected one of {options}.{hint}")
+    raise ValueError(f"`{argument}` is {shown(got)}, expected one of {options}.{hint}")
+
+
+def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
+    """Refuse an argument of another type."""
+    if not isinstance(got, kind):
+        raise ValueError(
+            f"`{argument}` is of type {type(got).__name__}, expected {kind.__name__}, {remedy}."
+        )
 
 
 def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
-    """Refuse anything but an integer of at least ``minimum``.
+    """Refuse anything but an integer, of Python or of an array library, of at least ``minimum``."""
+    try:
+        number = None if isinstance(got, bool) else operator.index(cast(SupportsIndex, got))
+    except TypeError:
+        number = None
+    if number is None or number < minimum:
+        raise ValueError(
+            f"`{argument}` is {shown(got)}, expected an integer of at least {minimum}."
+        )
 
-    Raises:
-        ValueError: naming the argument, what it was and the least value.
-    """
-    if isinstance(got, bool) or not isinstance(got, int) or got < minimum:
-        raise ValueError(f"`{argument}` is {got!r}, expected an integer of at least {minimum}.")
+
+def check_sizes(minimum: int = 1, /, **sizes: object) -> None:
+    """`check_positive_int` for several arguments, given by name."""
+    for argument, got in sizes.items():
+        check_positive_int(argument, got, minimum)
 
 
-def check_positive(argument: str, got: float, *, allow_zero: bool = False) -> None:
-    """Refuse a number that is not finite and positive (or zero, where that is allowed).
-
-    Raises:
-        ValueError: naming the argument, what it was and what was expected.
-    """
-    number = isinstance(got, int | float) and not isinstance(got, bool)
-    if not number or not (got > 0 or (allow_zero and got == 0)) or got == float("inf"):
+def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> None:
+    """Refuse a number that is not finite and positive (or zero, where that is allowed)."""
+    number = float(got) if isinstance(got, Real) and not isinstance(got, bool) else math.nan
+    if not (number > 0 or (allow_zero and number == 0)) or math.isinf(number):
         bound = "at least 0" if allow_zero else "above 0"
-        raise ValueError(f"`{argument}` is {got!r}, expected a finite number {bound}.")
+        raise ValueError(f"`{argument}` is {shown(got)}, expected a finite number {bound}.")
 
 
 def check_finite(argument: str, x: Tensor) -> None:
-    """Refuse NaN and Inf. On a GPU this waits for the device.
-
-    Raises:
-        ValueError: naming the argument and how many values are not finite.
-    """
+    """Refuse NaN and Inf. On a GPU this waits for the device."""
     # A finite sum proves all its terms finite, at a small part of the cost; an infinite one may be
     # an overflow.
     if bool(torch.isfinite(x.sum())):
         return
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
+    if bad := int((~torch.isfinite(x)).sum()):
         raise ValueError(
             f"`{argument}` has {bad} of {x.numel()} values that are NaN or Inf; "
             "drop them, fill them, or mask them out."
@@ -66,11 +85,7 @@ def check_finite(argument: str, x: Tensor) -> None:
 
 
 def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why: str = "") -> None:
-    """Refuse a shape other than ``expected``.
-
-    Raises:
-        ValueError: naming the argument, both shapes and ``why`` they must agree.
-    """
+    """Refuse a shape other than ``expected``; ``why`` says of what that is the shape."""
     if tuple(got) != tuple(expected):
         reason = f" ({why})" if why else ""
         raise ValueError(
@@ -79,17 +94,44 @@ def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why:
 
 
 def check_mask(mask: Tensor, labels: Tensor) -> None:
-    """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis.
-
-    Raises:
-        ValueError: naming dtype or shape, and what was expected.
-    """
+    """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis."""
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` is of {mask.dtype}, expected torch.bool, True where observed.")
-    if mask.ndim != labels.ndim or any(
-        m not in (1, n) for m, n in zip(mask.shape, labels.shape, strict=True)
+    if mask.shape != labels.shape and (
+        mask.ndim != labels.ndim
+        or any(m not in (1, n) for m, n in zip(mask.shape, labels.shape, strict=True))
     ):
         raise ValueError(
             f"`mask` has shape {tuple(mask.shape)}, expected {tuple(labels.shape)} as the labels, "
             "or 1 along an axis where it is the same."
+        )
+
+
+def check_batch(
+    x: Tensor | None, y: Tensor | None, mask: Tensor | None, inputs: Mapping[str, Any], finite: bool
+) -> None:
+    """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
+    if x is not None and len(x) == 0:
+        raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one sample.")
+    if mask is not None:
+        if y is None:
+            raise ValueError("`mask` is given but `y` is None: there are no labels to mask.")
+        check_mask(mask, y)
+    if not finite:
+        return
+    if x is not None:
+        check_finite("x", x)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            check_finite(name, value)
+    if y is not None:
+        check_finite("y", y if mask is None else y[mask.expand_as(y)])
+
+
+def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
+    """Refuse values that are NaN, Inf or below 0."""
+    check_finite(argument, x)
+    if bool((x < 0).any()):
+        raise ValueError(
+            f"`{argument}` goes down to {float(x.min()):g}, expected none below 0; {remedy}."
         )

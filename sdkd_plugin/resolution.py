@@ -1,7 +1,6 @@
-"""A model that reads and forecasts at a resolution of its own.
+"""A model whose architecture or training is bound to one resolution, for inputs of any other.
 
-Here lives the wrapper for a teacher whose architecture or training is bound to one resolution. How
-forecasts of two resolutions are compared: `answers`.
+Forecasts of two resolutions are compared in `teachers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +9,18 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin.answers import accepted_inputs
 from sdkd_plugin.spectral import GridTransform
 from sdkd_plugin.spectral.crop import resample_frequencies
 from sdkd_plugin.spectral.grid import Boundary
+from sdkd_plugin.teachers import accepted_inputs
 
 
 class AtResolution(nn.Module):
     """Gives a model its inputs at the resolution that it was trained at.
 
-    The inputs ``x`` of whatever resolution are resampled by their spectrum, as
-    `resample_frequencies` does it: what a coarser grid does not carry, the model does not see. The
-    forecast stays at the model's resolution. Where the data are at hand at that resolution, better
-    ask the model about those, and pass what it says as the distiller's ``answers``.
+    Inputs ``x`` of any resolution are resampled by their spectra: frequencies that a coarser input
+    does not have are 0. The forecast stays at the model's resolution. If data of that
+    resolution exist, run the model on those, and pass its forecasts to a step as ``outputs``.
 
     Args:
         model: any module that forecasts on the grid.
@@ -46,6 +44,8 @@ class AtResolution(nn.Module):
         super().__init__()
         self.model = model
         self.grid = GridTransform(shape, boundary)
+        # The grid of the last inputs; in a tuple, where nn.Module does not look.
+        self._given: tuple[GridTransform, ...] = ()
 
     @property
     def taps(self) -> Mapping[str, str]:
@@ -60,6 +60,8 @@ class AtResolution(nn.Module):
                 f"`x` has shape {tuple(x.shape)}, expected a batch axis and {len(axes)} "
                 "of the grid."
             )
-        given = self.grid.resized(tuple(x.shape[axis] for axis in axes)).to(x.device)
-        x = resample_frequencies(x, given, self.grid)
+        sizes = tuple(x.shape[axis] for axis in axes)
+        if not self._given or self._given[0].shape != sizes:
+            self._given = (self.grid.resized(sizes),)
+        x = resample_frequencies(x, self._given[0].to(x.device), self.grid)
         return self.model(x, **accepted_inputs(self.model, inputs))

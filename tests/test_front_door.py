@@ -1,126 +1,64 @@
 """The front door: what `import sdkd_plugin` gives, and that it does nothing else.
 
-Each check runs in a process of its own, where nothing has been imported before.
+Imports are checked in a process of its own, where nothing has been imported before.
 """
 
-import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import sdkd_plugin
 
-PUBLIC = [
-    "AEKDAggregation",
-    "AdaptiveWeighting",
-    "AtResolution",
-    "Bands",
-    "CAMKDAggregation",
-    "ConfidenceWeighting",
-    "DistillationTerms",
-    "FixedWeighting",
-    "FrequencyAlignedLoss",
-    "GraphTransform",
-    "GridTransform",
-    "LatentPair",
-    "MeanAggregation",
-    "RelativeWeighting",
-    "SDKDDistiller",
-    "Spectrum",
-    "TapReader",
-    "GaussianNoise",
-    "Mixup",
-    "TeacherAnswer",
-    "__version__",
-    "frequency_aligned_loss",
-]
-
-STRANGERS = [
-    "neuralop",
-    "tsl",
-    "hydra",
-    "hydra_plugins",
-    "omegaconf",
-    "lightning",
-    "pytorch_lightning",
-    "torch_geometric",
-    "pandas",
-    "matplotlib",
-]
-
-LOADED = f"""
-import json, sys
-import sdkd_plugin
-print(json.dumps([name for name in {STRANGERS} if name in sys.modules]))
+PUBLIC = """
+    AEKDAggregation AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
+    DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
+    GraphTransform GridTransform LatentPair MeanAggregation Mixup RelativeWeighting SDKDDistiller
+    Spectrum TapReader TeacherOutput __version__ frequency_aligned_loss precompute
 """
 
-STATE = """
-import json, logging, random, warnings
+IMPORT = """
+import logging, random, sys, warnings
 import numpy, torch
+import scipy.fft, scipy.sparse.csgraph  # what scipy sets up for itself is not ours
 
 def state():
     return {
         "filters": [str(f) for f in warnings.filters],
         "handlers": [str(h) for h in logging.getLogger().handlers],
-        "level": logging.getLogger().level,
-        "logging": logging.root.manager.disable,
-        "python": str(random.getstate()),
+        "level": (logging.getLogger().level, logging.root.manager.disable),
+        "python": random.getstate(),
         "numpy": str(numpy.random.get_state(legacy=False)),
         "torch": torch.get_rng_state().tolist(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "dtype": str(torch.get_default_dtype()),
-        "threads": torch.get_num_threads(),
+        "options": (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()),
+        "dtype": torch.get_default_dtype(),
         "printing": str(vars(torch._tensor_str.PRINT_OPTS)),
     }
 
 random.seed(1), numpy.random.seed(2), torch.manual_seed(3)
-# scipy.fft is ours to use; what it sets up for itself is not ours.
-import scipy.fft, scipy.sparse.csgraph
 before = state()
 import sdkd_plugin
 after = state()
-print(json.dumps([key for key in before if before[key] != after[key]]))
+print("changed", [key for key in before if before[key] != after[key]])
+hosts = "neuralop tsl hydra hydra_plugins omegaconf lightning pytorch_lightning torch_geometric"
+slow = "pandas matplotlib scipy.optimize scipy.stats torch.onnx xarray h5py sympy.physics"
+print("loaded", [name for name in (hosts + " " + slow).split() if name in sys.modules])
 """
-
-SECONDS = """
-import json, time
-import torch
-start = time.perf_counter()
-import sdkd_plugin
-print(json.dumps(time.perf_counter() - start))
-"""
-
-
-def answer(code: str) -> Any:
-    """What a fresh interpreter prints last, as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_public_names_are_frozen():
-    assert sorted(sdkd_plugin.__all__) == sorted(PUBLIC)
-    assert all(hasattr(sdkd_plugin, name) for name in PUBLIC)
+    assert sorted(sdkd_plugin.__all__) == sorted(PUBLIC.split())
+    assert all(hasattr(sdkd_plugin, name) for name in PUBLIC.split())
 
 
-def test_import_loads_no_host():
-    assert answer(LOADED) == []
-
-
-def test_import_leaves_warnings_loggers_and_random_states_alone():
-    assert answer(STATE) == []
-
-
-def test_import_is_fast():
-    # A second and a third try are for a machine that is busy with other tests.
-    assert any(answer(SECONDS) < 2.5 for _ in range(3))
+def test_import_changes_no_state_and_loads_no_host_or_other_slow_package():
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["changed []", "loaded []"]
 
 
 @pytest.mark.slow
@@ -136,8 +74,7 @@ def test_a_wheel_holds_the_configs_and_the_hydra_plugin(tmp_path):
     subprocess.run(command, check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    folder = root / "sdkd_plugin/conf"
-    configs = {str(path.relative_to(root)) for path in folder.rglob("*.yaml")}
+    configs = {str(path.relative_to(root)) for path in (root / "sdkd_plugin/conf").rglob("*.yaml")}
     assert configs
     assert configs <= names
     assert "hydra_plugins/sdkd_searchpath/__init__.py" in names

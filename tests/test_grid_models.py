@@ -1,15 +1,13 @@
 """The grid models: one contract that each inherits, then what is each one's own."""
 
-import doctest
-import importlib
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from functools import partial
 
 import pytest
 import torch
-from jaxtyping import config
+from model_contract import BATCH, ModelContract, n_parameters, tapped
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdkd_plugin.models.blocks import AppendCoordinates, Upsample, group_norm
 from sdkd_plugin.models.mlp_mixer import MLPMixer
@@ -22,57 +20,19 @@ GRID = (16, 24)
 IN, OUT = 4, 6
 
 
-@pytest.fixture
-def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the type checks that only pytest adds, so that our own messages are seen."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
-
-
 def fields(batch: int, channels: int = IN, grid: tuple[int, int] = GRID, seed: int = 0) -> Tensor:
     """Draw random fields."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, channels, *grid, generator=generator)
 
 
-def n_parameters(model: nn.Module) -> int:
-    """Count the trained numbers."""
-    return sum(p.numel() for p in model.parameters())
+class GridModelContract(ModelContract):
+    """What every grid model owes besides. An implementation gives `halvings` too."""
 
+    sizes = {"in_channels": IN, "out_channels": OUT, "width": 8, "depth": 2}  # noqa: RUF012
 
-def tapped(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the forecast and each tap's activation, caught by a forward hook."""
-    caught: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(path).register_forward_hook(
-            lambda _module, _inputs, output, name=name: caught.update({name: output})
-        )
-        for name, path in model.taps.items()
-    ]
-    forecast = model(x)
-    for handle in handles:
-        handle.remove()
-    return forecast, caught
-
-
-class OperatorLog(TorchDispatchMode):
-    """Names of all operators run inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-class GridModelContract:
-    """What every grid model owes its caller. An implementation gives `make` and `halvings`."""
-
-    @pytest.fixture
-    def make(self) -> Callable[..., nn.Module]:
-        """A small model of `IN` and `OUT` channels on `GRID`, built with other options."""
-        raise NotImplementedError
+    def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
+        return (fields(BATCH, seed=seed),)
 
     @pytest.fixture
     def halvings(self) -> dict[str, int]:
@@ -86,72 +46,10 @@ class GridModelContract:
         assert bool(torch.isfinite(y).all())
 
     def test_keyword_only_with_defaults(self, make):
-        parameters = inspect.signature(type(make()).__init__).parameters
-        for name, parameter in parameters.items():
-            if name == "self":
-                continue
-            assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, name
-            has_default = parameter.default is not inspect.Parameter.empty
-            assert has_default == (name not in {"in_channels", "out_channels", "shape"}), name
-
-    def test_seed_decides_the_model(self, make):
-        x = fields(2)
-        forecasts = []
-        for seed in (0, 0, 1):
-            torch.manual_seed(seed)
-            model = make()
-            forecasts.append(model(x))
-            assert torch.equal(forecasts[-1], model(x))
-        assert torch.equal(forecasts[0], forecasts[1])
-        assert not torch.equal(forecasts[0], forecasts[2])
-
-    def test_samples_do_not_see_each_other(self, make):
-        model, x = make().double(), fields(3).double()
-        whole = model(x)
-        for i in range(3):
-            torch.testing.assert_close(model(x[i : i + 1])[0], whole[i], rtol=1e-9, atol=1e-11)
-
-    def test_eval_forecasts_as_train_does(self, make):
-        model, x = make(), fields(2)
-        assert torch.equal(model.train()(x), model.eval()(x))
-
-    def test_every_parameter_is_trained(self, make):
-        model = make().double()
-        model(fields(3).double()).square().mean().backward()
-        for name, p in model.named_parameters():
-            assert p.grad is not None, name
-            assert bool(torch.isfinite(p.grad).all()), name
-            assert p.grad.abs().max() > 1e-12, name
-
-    def test_gradient_in_the_input_is_exact(self, make):
-        model, x = make().double(), fields(1).double()
-        direction = fields(1, seed=1).double()
-        x.requires_grad_()
-        model(x).square().sum().backward()
-        with torch.no_grad():
-            step = 1e-5
-            up = model(x + step * direction).square().sum()
-            down = model(x - step * direction).square().sum()
-        expected = (up - down) / (2 * step)
-        torch.testing.assert_close((x.grad * direction).sum(), expected, rtol=1e-6, atol=1e-7)
-
-    def test_keeps_float64(self, make):
-        model, x = make(), fields(2)
-        single = model(x)
-        double = model.double()(x.double())
-        assert double.dtype == torch.float64
-        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
-
-    def test_autocast_stays_near_float32(self, make):
-        model, x = make(), fields(3)
-        exact = model(x)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = model(x)
-            loss = rough.float().square().mean()
-        loss.backward()
-        error = (rough.float() - exact).norm() / exact.norm()
-        assert error < 0.05
-        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        _, *parameters = inspect.signature(type(make()).__init__).parameters.values()
+        assert {p.kind for p in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+        required = {p.name for p in parameters if p.default is inspect.Parameter.empty}
+        assert required <= {"in_channels", "out_channels", "shape"}
 
     def test_taps_catch_what_the_forecast_hangs_on(self, make, halvings):
         model = make()
@@ -171,44 +69,12 @@ class GridModelContract:
         for i in range(3):
             assert not torch.allclose(forecasts[i], forecasts[i - 1], atol=1e-4)
 
-    def test_uses_no_fft(self, make):
-        with OperatorLog() as log:
-            make()(fields(1)).sum().backward()
-        assert any("convolution" in name for name in log.names)
-        assert not [name for name in log.names if "fft" in name]
-
-    def test_state_dict_carries_the_model(self, make):
-        torch.manual_seed(0)
-        source, x = make(), fields(2)
-        torch.manual_seed(1)
-        target = make()
-        target.load_state_dict(source.state_dict())
-        assert torch.equal(source(x), target(x))
-
-    def test_learns_a_small_task(self, make):
-        torch.manual_seed(0)
-        model, x = make(), fields(2)
-        y = torch.roll(x, (1, 2), dims=(2, 3)).repeat(1, 2, 1, 1)[:, :OUT]
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(30):
-            loss = (model(x) - y).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < 0.6 * losses[0]
-
-    def test_refuses_other_channels(self, make):
-        with pytest.raises(ValueError, match=r"`x` has 5 channels, expected 4 .*folded into"):
-            make()(fields(2, channels=5))
-
     @pytest.mark.usefixtures("as_shipped")
-    @pytest.mark.parametrize("argument", ["in_channels", "out_channels", "width", "depth"])
-    @pytest.mark.parametrize("value", [0, -1, 2.5, True])
-    def test_refuses_sizes_that_are_not_positive(self, make, argument, value):
-        with pytest.raises(ValueError, match=f"`{argument}` is .*, expected an integer of at leas"):
-            make(**{argument: value})
+    @pytest.mark.parametrize("x", [fields(2, channels=5), fields(1)[0]])
+    def test_refuses_fields_of_another_shape(self, make, x):
+        message = rf"`x` has shape {re.escape(str(tuple(x.shape)))}, expected \(batch, 4, .*times"
+        with pytest.raises(ValueError, match=message):
+            make()(x)
 
     @pytest.mark.usefixtures("as_shipped")
     def test_refuses_unknown_padding(self, make):
@@ -255,6 +121,8 @@ class ConvolutionalContract(GridModelContract):
 
 
 class TestSTAlterNet(ConvolutionalContract):
+    sizes = {**GridModelContract.sizes, "heads": 2, "n_downsampling": 1, "mlp_ratio": 2}  # noqa: RUF012
+
     @pytest.fixture(params=["parallel", "serial"])
     def make(self, request):
         small = dict(in_channels=IN, out_channels=OUT, width=8, depth=2, heads=2, n_downsampling=1)
@@ -272,20 +140,21 @@ class TestSTAlterNet(ConvolutionalContract):
         torch.testing.assert_close(caught["latent"], fused, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.usefixtures("as_shipped")
-    def test_refuses_bad_arguments(self, make):
-        with pytest.raises(ValueError, match=r"`width \* 2\*\*n_downsampling` is 12.*multiple of"):
-            make(width=6)
-        with pytest.raises(ValueError, match=r"`order` is 'paralel'.*mean 'parallel'"):
-            make(order="paralel")
-        with pytest.raises(ValueError, match="`heads` is 0"):
-            make(heads=0)
-        with pytest.raises(ValueError, match="`mlp_ratio` is -1"):
-            make(mlp_ratio=-1)
-        with pytest.raises(ValueError, match="`n_downsampling` is 0"):
-            make(n_downsampling=0)
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"width": 6}, r"`width \* 2\*\*n_downsampling` is 12.*multiple of"),
+            ({"order": "paralel"}, "`order` is 'paralel'.*mean 'parallel'"),
+        ],
+    )
+    def test_refuses_bad_arguments(self, make, options, message):
+        with pytest.raises(ValueError, match=message):
+            make(**options)
 
 
 class TestSimVP(ConvolutionalContract):
+    sizes = {**GridModelContract.sizes, "latent_width": 8, "n_downsampling": 1}  # noqa: RUF012
+
     @pytest.fixture(params=["inception", "gated"])
     def make(self, request):
         small = dict(
@@ -324,19 +193,20 @@ class TestSimVP(ConvolutionalContract):
         assert torch.equal(taken, encoded[:, source])
 
     @pytest.mark.usefixtures("as_shipped")
-    def test_refuses_bad_arguments(self, make):
-        with pytest.raises(ValueError, match=r"`in_channels` is 4.*multiple of 3 \(`in_frames`\)"):
-            make(in_frames=3)
-        with pytest.raises(ValueError, match=r"`out_channels` is 6.*multiple of 4 .*`out_frames`"):
-            make(in_frames=1)
-        with pytest.raises(ValueError, match=r"`out_channels` is 6.*of 5 \(`out_frames`\)"):
-            make(out_frames=5)
-        with pytest.raises(ValueError, match="`out_frames` is 0"):
-            make(out_frames=0)
-        with pytest.raises(ValueError, match="`in_frames` is -2"):
-            make(in_frames=-2)
-        with pytest.raises(ValueError, match=r"`translator` is 'gate'.*mean 'gated'"):
-            make(translator="gate")
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"in_frames": 3}, r"`in_channels` is 4.*multiple of 3 \(`in_frames`\)"),
+            ({"in_frames": 1}, "`out_channels` is 6.*multiple of 4 .*`out_frames`"),
+            ({"out_frames": 5}, r"`out_channels` is 6.*of 5 \(`out_frames`\)"),
+            ({"out_frames": 0}, "`out_frames` is 0"),
+            ({"in_frames": -2}, "`in_frames` is -2"),
+            ({"translator": "gate"}, "`translator` is 'gate'.*mean 'gated'"),
+        ],
+    )
+    def test_refuses_bad_arguments(self, make, options, message):
+        with pytest.raises(ValueError, match=message):
+            make(**options)
 
 
 class TestUNet(ConvolutionalContract):
@@ -363,6 +233,8 @@ class TestResNet(ConvolutionalContract):
 
 
 class TestMLPMixer(GridModelContract):
+    sizes = {**GridModelContract.sizes, "patch": 4, "mlp_ratio": 4}  # noqa: RUF012
+
     @pytest.fixture
     def make(self):
         small = dict(in_channels=IN, out_channels=OUT, shape=GRID, width=16, depth=2)
@@ -382,19 +254,17 @@ class TestMLPMixer(GridModelContract):
             make()(fields(2, grid=(24, 16)))
 
     @pytest.mark.usefixtures("as_shipped")
-    def test_refuses_bad_arguments(self, make):
-        with pytest.raises(
-            ValueError, match=r"`shape\[1\]` is 18, expected a multiple of 4 \(`pat"
-        ):
-            make(shape=(16, 18))
-        with pytest.raises(ValueError, match=r"`shape\[0\]` is 0"):
-            make(shape=(0, 16))
-        with pytest.raises(ValueError, match=r"`shape` is \(16,\), expected the two sizes"):
-            make(shape=(16,))
-        with pytest.raises(ValueError, match="`patch` is 0"):
-            make(patch=0)
-        with pytest.raises(ValueError, match="`mlp_ratio` is 0"):
-            make(mlp_ratio=0)
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"shape": (16, 18)}, r"`shape\[1\]` is 18, expected a multiple of 4 \(`pat"),
+            ({"shape": (0, 16)}, r"`shape\[0\]` is 0"),
+            ({"shape": (16,)}, r"`shape` is \(16,\), expected the two sizes"),
+        ],
+    )
+    def test_refuses_bad_arguments(self, make, options, message):
+        with pytest.raises(ValueError, match=message):
+            make(**options)
 
 
 def test_each_order_feeds_attention_its_own_input():
@@ -457,30 +327,23 @@ def test_groups_never_hold_one_channel(channels):
     assert groups <= 8
 
 
-BUILD: dict[str, Callable[..., nn.Module]] = {
-    "unet": lambda **o: UNet(in_channels=10, out_channels=10, **o),
-    "resnet": lambda **o: ResNet(in_channels=10, out_channels=10, **o),
-    "mixer": lambda **o: MLPMixer(in_channels=10, out_channels=10, shape=(64, 64), **o),
-}
-
-
 @pytest.mark.parametrize(
-    ("name", "narrow", "wide"), [("unet", 6, 106), ("resnet", 14, 238), ("mixer", 13, 434)]
+    ("student", "narrow", "wide"),
+    [
+        (UNet, 6, 106),
+        (ResNet, 14, 238),
+        (partial(MLPMixer, shape=(64, 64)), 13, 434),
+    ],
 )
-def test_students_scale_from_20_thousand_to_5_million(name, narrow, wide):
-    assert n_parameters(BUILD[name](width=narrow)) <= 20_000
-    assert n_parameters(BUILD[name](width=wide)) >= 5_000_000
-    assert 50_000 <= n_parameters(BUILD[name]()) <= 100_000
+def test_students_scale_from_20_thousand_to_5_million(student, narrow, wide):
+    build = partial(student, in_channels=10, out_channels=10)
+    assert n_parameters(build(width=narrow)) <= 20_000
+    assert n_parameters(build(width=wide)) >= 5_000_000
+    assert 50_000 <= n_parameters(build()) <= 100_000
 
 
 def test_default_teacher_has_one_to_three_million_parameters():
     assert 1e6 <= n_parameters(STAlterNet(in_channels=10, out_channels=10)) <= 3e6
-
-
-@pytest.fixture
-def onnx_runtime() -> Iterator[object]:
-    """The runtime a student is shipped to."""
-    return pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.slow
@@ -496,7 +359,8 @@ def onnx_runtime() -> Iterator[object]:
     ],
     ids=["unet-periodic", "unet-reflect", "resnet", "mixer"],
 )
-def test_student_forecasts_the_same_in_onnx(student, onnx_runtime, tmp_path):
+def test_student_forecasts_the_same_in_onnx(student, tmp_path):
+    onnx_runtime = pytest.importorskip("onnxruntime")
     path = tmp_path / "student.onnx"
     example = fields(2, channels=3, grid=(16, 12))
     batch = torch.export.Dim("batch")
@@ -510,10 +374,3 @@ def test_student_forecasts_the_same_in_onnx(student, onnx_runtime, tmp_path):
         x = fields(size, channels=3, grid=(16, 12), seed=size)
         (y,) = session.run(None, {name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(y), student(x).detach(), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("module", ["blocks", "stalternet", "simvp", "unet", "resnet", "mlp_mixer"])
-def test_docstring_examples_run(module):
-    result = doctest.testmod(importlib.import_module(f"sdkd_plugin.models.{module}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,6 +1,5 @@
 """Behind neuraloperator: its registry, its trainer, its checkpoints."""
 
-import copy
 import subprocess
 import sys
 
@@ -10,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sdkd_plugin import Bands, GridTransform, LatentPair, SDKDDistiller
-from sdkd_plugin.adapters.neuralop import REGISTERED, TrainerLoss, distillation_dataset
+from sdkd_plugin import DistillationLoss, GridTransform
+from sdkd_plugin.adapters.neuralop import (
+    REGISTERED,
+    ResumableState,
+    TrainerLoss,
+    distillation_dataset,
+)
 from sdkd_plugin.adapters.neuralop.models import register
 from sdkd_plugin.models import UNet
 
 from neuralop import Trainer, get_model  # isort: skip
-from neuralop.models import FNO  # isort: skip
 from neuralop.models.base_model import BaseModel, available_models  # isort: skip
 from zencfg.bunch import Bunch  # isort: skip
 
@@ -29,44 +32,18 @@ SMALL = {
 }
 
 
-def config(arch: str, **options: object) -> Bunch:
-    return Bunch({"model": {"model_arch": arch, "data_channels": 2, "out_channels": 3, **options}})
-
-
-def make(arch: str, seed: int = 0) -> nn.Module:
+def make(arch: str, seed: int = 0, **options: object) -> nn.Module:
     torch.manual_seed(seed)
-    return get_model(config(arch, **SMALL[arch]))
+    options = {**SMALL[arch], **options}
+    return get_model(
+        Bunch({"model": {"model_arch": arch, "data_channels": 2, "out_channels": 3, **options}})
+    )
 
 
 def fields(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 2, 8, 8, generator=generator)
     return x, x.sum(1, keepdim=True).roll(1, -1).expand(-1, 3, -1, -1).contiguous()
-
-
-def distiller_of(student: nn.Module, **options: object) -> SDKDDistiller:
-    teacher = make("sdkd_stalternet", seed=9)
-    return SDKDDistiller(teacher, student, GridTransform((8, 8)), Bands.split(0.4), **options)
-
-
-def fit(model: nn.Module, loss: object, parts: dict, epochs: int = 3, **options: object) -> list:
-    """Train with the host's trainer; return the losses of all steps."""
-    losses = []
-
-    def recorded(out: Tensor, **sample: object) -> Tensor:
-        value = loss(out, **sample)
-        losses.append(value.item())
-        return value
-
-    generator = torch.Generator().manual_seed(3)
-    loader = DataLoader(distillation_dataset(**parts), 4, shuffle=True, generator=generator)
-    parameters = loss.distiller.parameters() if isinstance(loss, TrainerLoss) else None
-    optimizer = torch.optim.Adam(parameters or model.parameters(), 1e-2)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    Trainer(model=model, n_epochs=epochs, **options).train(
-        loader, {}, optimizer, scheduler, training_loss=recorded, eval_losses={}
-    )
-    return losses
 
 
 def plain(out: Tensor, y: Tensor, **sample: object) -> Tensor:
@@ -93,7 +70,7 @@ def test_the_hosts_factory_and_checkpoints(arch, tmp_path):
 
 def test_a_wrong_option_lists_the_right_ones():
     with pytest.raises(ValueError, match=r"`sdkd_unet option` is 'widht'.*Did you mean 'width'"):
-        get_model(config("sdkd_unet", widht=4))
+        make("sdkd_unet", widht=4)
 
 
 def test_a_taken_name_is_refused_and_left_alone():
@@ -103,38 +80,14 @@ def test_a_taken_name_is_refused_and_left_alone():
     assert BaseModel._models["fno"] is before
 
 
-def test_kd_weight_zero_is_plain_training_step_for_step():
-    x, y = fields()
-    mine, theirs = make("sdkd_unet"), make("sdkd_unet")
-    distilled = fit(mine, TrainerLoss(distiller_of(mine, kd_weight=0.0)), {"x": x, "y": y})
-    supervised = fit(theirs, plain, {"x": x, "y": y})
-    assert distilled == supervised
-    assert len(supervised) == 9
-    for name, value in theirs.named_parameters():
-        assert torch.equal(mine.get_parameter(name), value)
-
-
-def test_the_loss_is_the_batch_sum_of_the_distillers_total():
+def test_the_loss_is_the_batch_sum_of_the_task_and_the_distillation():
     x, y = fields(4)
-    distiller = distiller_of(make("sdkd_unet"))
-    loss = TrainerLoss(distiller)
-    out = distiller.student(x)
-    total = distiller.step(x, y).total.item()
+    student = make("sdkd_unet")
+    teacher = DistillationLoss(make("sdkd_stalternet", seed=9), GridTransform((8, 8)))
+    loss, out = TrainerLoss(teacher, student), student(x)
+    total = (loss.loss(out, x, y).total + F.mse_loss(out, y)).item()
     assert loss(out, x=x, y=y).item() == pytest.approx(4 * total)
     assert loss.last_terms.frequency.shape == (2,)
-
-
-def test_known_answers_train_as_the_online_teacher_does():
-    x, y = fields()
-    online, cached = make("sdkd_unet"), make("sdkd_unet")
-    options = {"latents": [LatentPair("latent", "latent_high")], "example": {"x": x}}
-    loss = TrainerLoss(distiller_of(online, **options))
-    (answer,) = loss.distiller.teach(x)
-    first = fit(online, loss, {"x": x, "y": y})
-    second = fit(
-        cached, TrainerLoss(distiller_of(cached, **options)), {"x": x, "y": y, "teacher": answer}
-    )
-    assert first == pytest.approx(second, rel=1e-5)
 
 
 def test_unlabelled_samples_have_no_labels_at_all():
@@ -142,28 +95,7 @@ def test_unlabelled_samples_have_no_labels_at_all():
     labelled = torch.arange(12) < 3
     samples = distillation_dataset(x, y, labelled)
     assert [bool(samples[i]["y"].isnan().all()) for i in (0, 2, 3, 11)] == [0, 0, 1, 1]
-    student = make("sdkd_unet")
-    losses = fit(
-        student, TrainerLoss(distiller_of(student)), {"x": x, "y": y, "labelled": labelled}
-    )
-    assert all(0 < loss < 1e3 for loss in losses)
-    other = make("sdkd_unet")
-    spoiled = torch.where(labelled.reshape(-1, 1, 1, 1), y, 1e6)
-    parts = {"x": x, "y": spoiled, "labelled": labelled}
-    assert fit(other, TrainerLoss(distiller_of(other)), parts) == losses
-
-
-def test_latents_are_distilled_through_the_trainer():
-    x, y = fields()
-    student = make("sdkd_unet")
-    pair = LatentPair("latent", "latent_low")
-    distiller = distiller_of(student, latents=[pair], example={"x": x})
-    loss = TrainerLoss(distiller)
-    before = copy.deepcopy(distiller.latent_losses.state_dict())
-    fit(student, loss, {"x": x, "y": y})
-    assert set(loss.last_terms.features) == {"latent<-latent_low"}
-    after = distiller.latent_losses.state_dict()
-    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert [bool(samples[i]["mask"]) for i in (0, 2, 3, 11)] == [1, 1, 0, 0]
 
 
 class Scaled(nn.Module):
@@ -176,32 +108,28 @@ class Scaled(nn.Module):
 def test_a_teacher_gets_what_it_takes_of_the_sample():
     x, y = fields(4)
     student = make("sdkd_unet")
-    loss = TrainerLoss(SDKDDistiller(Scaled(), student, GridTransform((8, 8))))
+    loss = TrainerLoss(DistillationLoss(Scaled(), GridTransform((8, 8))), student)
     out, scale = student(x), torch.arange(4.0)
     loss(out, x=x, y=y, scale=scale, other=1)
     difference = out - Scaled()(x, scale)
     torch.testing.assert_close(loss.last_terms.frequency.sum(), difference.square().mean().detach())
 
 
-def test_mixed_precision():
-    x, y = fields()
-    student = make("sdkd_unet")
-    losses = fit(
-        student, TrainerLoss(distiller_of(student)), {"x": x, "y": y}, mixed_precision=True
-    )
-    assert all(0 < loss < 1e3 for loss in losses)
+def test_a_finished_run_is_not_resumed(tmp_path):
+    student, (x, y) = make("sdkd_unet"), fields()
 
+    def run(epochs: int, **options: object) -> None:
+        trainer = Trainer(model=student, n_epochs=epochs)
+        optimizer = torch.optim.Adam(student.parameters())
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        loader = DataLoader(distillation_dataset(x, y), 4)
+        options |= {"regularizer": ResumableState(trainer), "training_loss": plain}
+        trainer.train(loader, {}, optimizer, scheduler, eval_losses={}, **options)
 
-def test_fno_teaches_fno():
-    x, y = fields()
-    torch.manual_seed(0)
-    sizes = {"n_modes": (4, 4), "in_channels": 2, "out_channels": 3, "n_layers": 1}
-    teacher, student = FNO(hidden_channels=8, **sizes), FNO(hidden_channels=4, **sizes)
-    distiller = SDKDDistiller(teacher, student, GridTransform((8, 8)))
-    before = copy.deepcopy(dict(teacher.named_parameters()))
-    losses = fit(student, TrainerLoss(distiller), {"x": x, "y": y}, epochs=6)
-    assert sum(losses[-3:]) < sum(losses[:3])
-    assert all(torch.equal(before[name], p) for name, p in teacher.named_parameters())
+    run(2, save_every=1, save_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"finished 2 epochs, but the trainer's `n_epochs` is 2"):
+        run(2, resume_from_dir=tmp_path)
+    run(3, resume_from_dir=tmp_path)
 
 
 def test_parts_of_different_length_are_refused(as_shipped):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdkd_plugin import GridTransform, SDKDDistiller
+from sdkd_plugin import DistillationLoss, GridTransform
 from sdkd_plugin.adapters.neuralop import REGISTERED, TrainerLoss
 from sdkd_plugin.adapters.neuralop.data import load_navier_stokes
 from sdkd_plugin.data import navier_stokes
@@ -64,17 +64,9 @@ def test_a_folder_gives_what_the_hosts_own_loader_gives(encoding, encode, tmp_pa
     # The host reads 128 and 1024 points alone.
     for part, seed in (("train", 0), ("test", 1)):
         write_pairs(tmp_path, 128, n=3, part=part, seed=seed)
-    sizes = {
-        "n_train": 2,
-        "n_tests": [3],
-        "batch_size": 2,
-        "test_batch_sizes": [1],
-        "train_resolution": 128,
-        "test_resolutions": [128],
-        "encode_input": encode[0],
-        "encode_output": encode[1],
-        "encoding": encoding,
-    }
+    sizes = {**SIZES, "n_train": 2, "n_tests": [3], "test_batch_sizes": [1]}
+    sizes |= {"train_resolution": 128, "test_resolutions": [128], "encoding": encoding}
+    sizes |= {"encode_input": encode[0], "encode_output": encode[1]}
     train, tests, processor = load_navier_stokes(tmp_path, **sizes)
     host = NavierStokesDataset(tmp_path, download=False, **sizes)
     for ours, theirs in ((train.dataset, host.train_db), (tests[128].dataset, host.test_dbs[128])):
@@ -118,6 +110,12 @@ def test_statistics_are_of_the_training_part_alone(trajectories):
     assert torch.equal(same.out_normalizer.std, processor.out_normalizer.std)
 
 
+def test_sizes_may_be_numpys(trajectories, as_shipped):
+    sizes = {name: np.array(value)[()] for name, value in {**SIZES, **FRAMES}.items()}
+    train, tests, _ = load_navier_stokes(trajectories, **sizes)
+    assert next(iter(train))["x"].shape == next(iter(tests[8]))["x"].shape == (2, 3, 8, 8)
+
+
 def test_a_coarser_resolution_is_every_nth_point(trajectories, folder):
     sizes = {**SIZES, "n_tests": [2, 1, 2], "test_batch_sizes": [2, 1, 2]}
     sizes |= {"train_resolution": 4, "test_resolutions": [2, 8, 4]}
@@ -148,24 +146,15 @@ def test_the_solvers_fields_train_and_are_evaluated_at_two_resolutions():
     fields = navier_stokes(
         12, resolution=16, solver_resolution=32, duration=4.0, cache=False, progress=False
     )
-    train, tests, processor = load_navier_stokes(
-        fields,
-        n_train=8,
-        n_tests=[4, 4],
-        batch_size=4,
-        test_batch_sizes=[4, 4],
-        train_resolution=16,
-        test_resolutions=[8, 16],
-        frames_in=2,
-        frames_out=2,
-        encode_input=True,
-    )
+    sizes = {"n_train": 8, "n_tests": [4, 4], "batch_size": 4, "test_batch_sizes": [4, 4]}
+    sizes |= {"train_resolution": 16, "test_resolutions": [8, 16], "encode_input": True}
+    train, tests, processor = load_navier_stokes(fields, frames_in=2, frames_out=2, **sizes)
     torch.manual_seed(0)
     teacher, student = (
         REGISTERED["sdkd_unet"](in_channels=2, out_channels=2, width=w, depth=1) for w in (8, 4)
     )
-    distiller = SDKDDistiller(teacher, student, GridTransform((16, 16)))
-    optimizer = torch.optim.Adam(distiller.parameters(), 1e-2)
+    loss = DistillationLoss(teacher, GridTransform((16, 16)))
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
 
     def in_physical_units(out: Tensor, y: Tensor, **sample: object) -> Tensor:
         assert torch.equal(y, tests[y.shape[-1]].dataset.y)
@@ -176,7 +165,7 @@ def test_the_solvers_fields_train_and_are_evaluated_at_two_resolutions():
         tests,
         optimizer,
         torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-        training_loss=TrainerLoss(distiller),
+        training_loss=TrainerLoss(loss, student),
         eval_losses={"mse": in_physical_units},
     )
     scale = fields.square().mean()
@@ -188,12 +177,14 @@ def test_the_solvers_fields_train_and_are_evaluated_at_two_resolutions():
     ("change", "message"),
     [
         ({"n_train": 0}, r"`n_train` is 0, expected an integer of at least 1"),
-        ({"n_tests": 2}, r"`n_tests` is 2, expected a list with an entry for every test resol"),
-        ({"n_tests": [2, 2]}, r"have 2, 1 and 1 entries, expected one of each"),
+        ({"n_tests": 2}, r"are 2, \[2\], \[8\], expected an entry for every test resolution"),
+        ({"test_resolutions": 8}, r"are \[2\], \[2\], 8, expected an entry for every test res"),
+        ({"n_tests": [2, 2]}, r"are \[2, 2\], \[2\], \[8\], expected an entry for every"),
+        ({"test_batch_sizes": [0]}, r"`test_batch_sizes` is 0, expected an integer of at least 1"),
         ({"encoding": "pixelwise"}, r"`encoding` is 'pixelwise'.*Did you mean 'pixel-wise'"),
-        ({"n_train": 6}, r"has 7 trajectories, expected at least 8: `n_train` is 6"),
-        ({"frames_in": 5}, r"has 6 frames, expected at least 7: `frames_in` and `frames_out`"),
-        ({"train_resolution": 3}, r"the resolution 3 .*expected a divisor of .* 8"),
+        ({"n_train": 6}, r"has 7 trajectories of 6 frames, expected 8 or more \(`n_train` and"),
+        ({"frames_in": 5}, r"of 6 frames, expected 6 or more .* of 7 or more \(`frames_in` and"),
+        ({"train_resolution": 3}, r"the resolution is 3, expected a divisor of 8"),
         ({"seed": -1}, r"`seed` is -1, expected an integer of at least 0"),
         (
             {"n_tests": [2, 2], "test_batch_sizes": [2, 2], "test_resolutions": [8, 8]},
@@ -201,9 +192,9 @@ def test_the_solvers_fields_train_and_are_evaluated_at_two_resolutions():
         ),
         (
             {"encoding": "pixel-wise", "test_resolutions": [4]},
-            r"`encoding` is 'pixel-wise', .* 8 x 8 .*`test_resolutions` has \[4\]: take 'channel-w",
+            r"`encoding` is 'pixel-wise', .*`test_resolutions` \[4\]: take 'channel-wise'",
         ),
-        ({"encoding": "pixel-wise", "n_train": 1}, r"`n_train` is 1, expected at least 2 where"),
+        ({"encoding": "pixel-wise", "n_train": 1}, r"two training samples .*`n_train` is 1"),
     ],
 )
 def test_what_does_not_fit_is_said(change, message, trajectories, as_shipped):
@@ -214,7 +205,7 @@ def test_what_does_not_fit_is_said(change, message, trajectories, as_shipped):
 def test_fields_that_cannot_be_used_are_refused(trajectories, tmp_path, as_shipped):
     with pytest.raises(ValueError, match=r"`source` has shape \(6, 8, 8\), expected \(samples, ti"):
         load_navier_stokes(trajectories[0], **SIZES, **FRAMES)
-    with pytest.raises(ValueError, match=r"`source` is of 8 x 6 points, expected as many along"):
+    with pytest.raises(ValueError, match=r"`source` has shape \(7, 6, 8, 6\), expected"):
         load_navier_stokes(trajectories[..., :6], **SIZES, **FRAMES)
     with pytest.raises(ValueError, match=r"none\.mat is no file"):
         load_navier_stokes(tmp_path / "none.mat", **SIZES, **FRAMES)
@@ -223,19 +214,9 @@ def test_fields_that_cannot_be_used_are_refused(trajectories, tmp_path, as_shipp
         load_navier_stokes(trajectories, **SIZES, **FRAMES)
 
 
-class Exploit:
-    """Would touch a file if it were unpickled."""
-
-    def __init__(self, path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def test_files_of_another_layout_are_named(folder):
     file = folder / "nsforcing_train_8.pt"
-    with pytest.raises(ValueError, match=r"_test_8.pt holds 6 samples, expected at least the 7"):
+    with pytest.raises(ValueError, match=r"_test_8.pt holds .*, expected .* \(7 or more, 8, 8\)"):
         load_navier_stokes(folder, **{**SIZES, "n_tests": [7]})
     with pytest.raises(
         ValueError, match=r"\['nsforcing_train_8.pt'\], expected nsforcing_train_16"
@@ -243,10 +224,11 @@ def test_files_of_another_layout_are_named(folder):
         load_navier_stokes(folder, **{**SIZES, "train_resolution": 16})
     x = random(6, 8, 8)
     for content, message in [
-        ([x, x], r"holds list, expected a dict with the tensors 'x' and 'y'"),
-        ({"x": x, "z": x}, r"holds \['x', 'z'\], expected a dict with"),
-        ({"x": x, "y": x[1:]}, r"`y of .*_8.pt` has shape \(5, 8, 8\), expected \(6, 8, 8\)"),
-        ({"x": x[..., :4], "y": x[..., :4]}, r"`x of .*_8.pt` has shape \(6, 8, 4\), expected"),
+        ([x, x], r"holds a list with .*, expected a dict with 'x' and 'y' of shape"),
+        ({"x": x, "z": x}, r"holds a dict with tensors of shape \{'x': \(6, 8, 8\)\}, expected a"),
+        ({"x": x[0, 0, 0], "y": x}, r"\{'x': \(\), 'y': \(6, 8, 8\)\}, expected a dict"),
+        ({"x": x, "y": x[1:]}, r"'y': \(5, 8, 8\)\}, expected a dict"),
+        ({"x": x[..., :4], "y": x[..., :4]}, r"'y': \(6, 8, 4\)\}, expected a dict"),
         ({"x": x, "y": x.log()}, r"`y of .*_8.pt` has \d+ of 256 values that are NaN"),
     ]:
         torch.save(content, file)
@@ -254,13 +236,9 @@ def test_files_of_another_layout_are_named(folder):
             load_navier_stokes(folder, **SIZES)
 
 
-def test_damaged_files_are_named_and_nothing_is_unpickled(folder):
-    file, trap = folder / "nsforcing_train_8.pt", folder / "trap"
+def test_damaged_files_are_named(folder):
+    file = folder / "nsforcing_train_8.pt"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"nsforcing_train_8.pt (cannot be read as|is damaged)"):
+    with pytest.raises(ValueError, match=r"nsforcing_train_8.pt is damaged"):
         load_navier_stokes(folder, **SIZES)
-    torch.save({"x": Exploit(trap), "y": Exploit(trap)}, file)
-    with pytest.raises(ValueError, match=r"_8.pt is damaged or holds more than tensors, and is n"):
-        load_navier_stokes(folder, **SIZES)
-    assert not trap.exists()

@@ -1,8 +1,10 @@
-"""Distillation by neuraloperator's trainer: resuming, logging, evaluation, units, processes."""
+"""Distillation by neuraloperator's trainer: task losses, masks, resuming, evaluation, units."""
 
 import copy
 import pickle
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,22 +12,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sdkd_plugin import AdaptiveWeighting, Bands, GridTransform, LatentPair, SDKDDistiller
+from sdkd_plugin import (
+    AdaptiveWeighting,
+    AtResolution,
+    Bands,
+    DistillationLoss,
+    GridTransform,
+    LatentPair,
+    precompute,
+)
 from sdkd_plugin.adapters.neuralop import (
     REGISTERED,
     Renormalized,
-    RunState,
+    ResumableState,
     TrainerLoss,
     distillation_dataset,
 )
+from sdkd_plugin.taps import TapReader
 
-from neuralop import LpLoss, Trainer  # isort: skip
+from neuralop import H1Loss, LpLoss, Trainer  # isort: skip
 from neuralop.data.transforms.data_processors import DefaultDataProcessor  # isort: skip
 from neuralop.data.transforms.normalizers import UnitGaussianNormalizer  # isort: skip
 from neuralop.layers.spectral_convolution import SpectralConv  # isort: skip
 from neuralop.models import FNO  # isort: skip
 
 CHANNELS = {"in_channels": 2, "out_channels": 3}
+LATENT = LatentPair("latent", "latent")
 
 
 def unet(seed: int = 0, width: int = 4) -> nn.Module:
@@ -44,330 +56,344 @@ def fields(n: int = 12, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, x.sum(1, keepdim=True).roll(1, -1).expand(-1, 3, -1, -1).contiguous()
 
 
-def distiller_of(student: nn.Module, *, latents: bool = True, **options: object) -> SDKDDistiller:
+def distillation(student: nn.Module, teacher: object = None, **options: object) -> DistillationLoss:
+    domain = GridTransform((8, 8)), Bands.split(0.4)
+    loss = DistillationLoss(teacher or unet(seed=9, width=6), *domain, **options)
+    return loss.fit_latents(student, fields(1)[0]) if loss.latents else loss
+
+
+def measuring(student: nn.Module) -> DistillationLoss:
     """With a projector and measured weights: what the host would not save."""
-    if latents:
-        options |= {"latents": [LatentPair("latent", "latent")], "example": {"x": fields(1)[0]}}
-    options = {"weighting": AdaptiveWeighting(2, decay=0.9), **options}
-    teacher = unet(seed=9, width=6)
-    return SDKDDistiller(teacher, student, GridTransform((8, 8)), Bands.split(0.4), **options)
+    return distillation(student, weighting=AdaptiveWeighting(2, decay=0.9), latents=[LATENT])
 
 
-class Noisy(nn.Module):
-    """A student whose forecast draws random numbers while it trains."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = unet()
-        self.taps = {name: f"network.{path}" for name, path in self.network.taps.items()}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(F.dropout(x, 0.1, self.training))
-
-    def save_checkpoint(self, folder: str, name: str) -> None:
-        torch.save(self.state_dict(), Path(folder) / f"{name}_state_dict.pt")
-
-
-class Run:
-    """A run of the host's trainer that is always made alike, with the losses of its steps."""
-
-    def __init__(self, epochs: int, *, with_state: bool = True) -> None:
-        self.student = Noisy()
-        self.distiller = distiller_of(self.student)
-        self.losses: list[float] = []
-        self.loss = TrainerLoss(
-            self.distiller, on_step=lambda terms: self.losses.append(terms.total.item())
-        )
-        self.shuffling = torch.Generator().manual_seed(3)
-        self.trainer = Trainer(model=self.student, n_epochs=epochs)
-        self.state = RunState(self.trainer, self.loss, [self.shuffling]) if with_state else None
-
-    def train(self, **options: object) -> "Run":
-        samples = distillation_dataset(*fields())
-        optimizer = torch.optim.AdamW(self.distiller.parameters(), 1e-2)
-        self.trainer.train(
-            DataLoader(samples, 4, shuffle=True, generator=self.shuffling),
-            {},
-            optimizer,
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
-            regularizer=self.state,
-            training_loss=self.loss,
-            **options,
-        )
-        return self
+def train(student: nn.Module, loss: Callable[..., Tensor], data: object = None, **options) -> dict:
+    """By the host's trainer, for two epochs in batches of 5, 5 and 2 samples; its metrics."""
+    names = ("n_epochs", "data_processor", "device", "mixed_precision")
+    made = {name: options.pop(name) for name in names if name in options}
+    trainer = Trainer(model=student, **{"n_epochs": 2, **made})
+    if state := options.pop("state", None):
+        options["regularizer"] = state(trainer)
+    beside = loss.loss.parameters() if isinstance(loss, TrainerLoss) else []
+    optimizer = options.pop("optimizer", torch.optim.AdamW)([*student.parameters(), *beside], 1e-2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    shuffling, tests = options.pop("shuffling", None), options.pop("tests", {})
+    if not isinstance(data, DataLoader):
+        data = data or distillation_dataset(*fields())
+        data = DataLoader(data, 5, shuffle=shuffling is not None, generator=shuffling)
+    return trainer.train(data, tests, optimizer, scheduler, training_loss=loss, **options)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    whole = Run(epochs=5).train()
-    first = Run(epochs=3).train(save_every=1, save_dir=tmp_path)
+def assert_same(mine: nn.Module, other: nn.Module) -> None:
+    for name, value in mine.named_parameters():
+        assert torch.equal(value, other.get_parameter(name)), name
+
+
+def l1(out: Tensor, y: Tensor, mask: Tensor | None = None, **sample: object) -> Tensor:
+    return ((out - y).abs() if mask is None else (out - y).abs()[mask]).sum()
+
+
+def observed(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda out, y, mask: loss(torch.where(mask, out, 0), torch.where(mask, y, 0))
+
+
+TASK_LOSSES = {  # and what each is for one sample
+    "relative_l2": ("relative_l2", observed(LpLoss(d=3))),
+    "LpLoss": (LpLoss(d=2), observed(LpLoss(d=2))),
+    "H1Loss": (H1Loss(d=2), lambda out, y, mask: H1Loss(d=2)(out, y)),
+    "function": (l1, l1),
+}
+LABELLED = torch.tensor([True, False, True, False]).reshape(4, 1, 1, 1)
+MASKS = {
+    "all": None,
+    "samples": LABELLED,
+    "nothing": LABELLED & ~LABELLED,
+    "channels": torch.arange(12).reshape(4, 3, 1, 1) % 5 < 2,
+    "points": LABELLED & (torch.arange(4 * 3 * 64).reshape(4, 3, 8, 8) % 3 > 0),
+}
+
+
+@pytest.mark.parametrize("masked", MASKS)
+@pytest.mark.parametrize("name", TASK_LOSSES)
+def test_the_task_term_is_the_mean_over_labelled_samples(name, masked):
+    student, (x, y), mask = unet(), fields(4), MASKS[masked]
+    task_loss, of_sample = TASK_LOSSES[name]
+    loss = TrainerLoss(distillation(student, kd_weight=0.0), student, task_loss)
+    seen = torch.ones_like(y, dtype=torch.bool) if mask is None else mask.expand_as(y)
+    out = student(x).detach().requires_grad_()
+    sample = {"x": x, "y": torch.where(seen, y, torch.nan), "mask": mask}
+    if masked in ("channels", "points") and name == "H1Loss":
+        # The derivative of zeroed fields would be that of their jump.
+        with pytest.raises(ValueError, match=r"`task_loss` \(H1Loss\) has no parameter `mask`"):
+            loss(out, **sample)
+        return
+    rows = [i for i in range(4) if seen[i].any()]
+    each = [of_sample(out[i : i + 1], y[i : i + 1], seen[i : i + 1]) for i in rows]
+    total, expected = loss(out, **sample), torch.stack(each or [torch.zeros(())]).mean()
+    torch.testing.assert_close((loss.last_terms.task, total), (expected.detach(), 4 * expected))
+    (gradient,) = torch.autograd.grad(total, out)
+    assert gradient.isfinite().all()
+    assert gradient[~seen].count_nonzero() == 0
+    with torch.no_grad():
+        assert torch.equal(loss(out, **sample), total)
+
+
+@pytest.mark.parametrize("name", [name for name in TASK_LOSSES if name != "relative_l2"])
+def test_without_distillation_it_trains_as_the_host_does(name):
+    mine, theirs, task_loss = unet(), unet(), TASK_LOSSES[name][0]
+    train(mine, TrainerLoss(distillation(mine, kd_weight=0.0), mine, task_loss))
+    train(theirs, lambda out, y, **_: task_loss(out, y))
+    assert_same(mine, theirs)
+
+
+OPTIONS = {
+    **{name: {"weighting": name} for name in ("fixed", "relative", "adaptive", "confidence")},
+    **{name: {"aggregation": name} for name in ("mean", "aekd", "camkd")},
+    "numbers": {"weighting": (1.0, 3.0)},
+    "teacher_bound": {"teacher_bound": 0.1},
+    "resolutions": {"resolutions": "shared"},
+    "latents": {"latents": [LATENT]},
+    "kd_weight": {"kd_weight": 0.3, "check_finite": False},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_the_loss_works_behind_the_trainer(option):
+    student, teachers = unet(), [unet(9, 6)]
+    if option in ("mean", "aekd", "camkd"):
+        teachers.append(unet(8))
+    if option == "resolutions":
+        teachers = [AtResolution(teachers[0], (16, 16))]
+    distilled = distillation(student, teachers, **OPTIONS[option])
+    alone, terms, expected = copy.deepcopy(distilled), [], []
+    loss = TrainerLoss(distilled, student, LpLoss(d=2), on_step=terms.append)
+    (taps := TapReader(student, distilled.student_taps)).attach()
+
+    def both(out: Tensor, **sample: Tensor) -> Tensor:
+        expected.append(alone(out, **sample, latents=taps.read()))
+        return loss(out, **sample)
+
+    train(student, both, distillation_dataset(*fields(), torch.arange(12) % 3 > 0))
+    assert len(terms) == 6
+    for mine, other in zip(terms, expected, strict=True):
+        torch.testing.assert_close(mine.total, mine.task + other.total.detach())
+        torch.testing.assert_close(mine.teacher_weights, other.teacher_weights)
+        torch.testing.assert_close(mine.features, other.features)
+
+
+def test_hooks_leave_with_their_loss():
+    student, (x, y) = unet(), fields(2)
+
+    def hooks() -> tuple[int, int]:
+        each = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in student.modules()]
+        return tuple(map(sum, zip(*each, strict=True)))
+
+    first, second = (TrainerLoss(measuring(student), student) for _ in range(2))
+    out = student(x, y=y)  # while both are alive, each reads what it needs
+    for loss in (first, second):
+        loss(out, x=x, y=y)
+    del first, loss
+    assert hooks() == (1, 1)
+    second(student(x, y=y), x=x, y=y)
+    second = TrainerLoss(distillation(student), student)
+    assert hooks() == (0, 1)
+    del second
+    assert hooks() == (0, 0)
+
+
+def test_nothing_given_is_changed():
+    student, teacher, weighting, task = unet(), unet(9, 6), AdaptiveWeighting(2), LpLoss(d=2)
+    given = [*teacher.parameters(), *weighting.buffers(), *(data := fields())]
+    kept, settings = [value.detach().clone() for value in given], dict(vars(task))
+    distilled = distillation(student, teacher, weighting=weighting)
+    train(student, TrainerLoss(distilled, student, task), distillation_dataset(*data))
+    distilled.to(torch.float64)
+    torch.testing.assert_close([value.detach() for value in given], kept, rtol=0, atol=0)
+    assert vars(task) == settings
+    assert teacher.training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((unet(),), "`loss` is of type SDKDUNet, expected DistillationLoss"),
+        ((distillation(unet()),), "`student` is of type NoneType, expected Module"),
+        ((distillation(unet()), torch.jit.script(nn.ReLU())), "takes no hooks, expected a plain"),
+        ((distillation(unet()), unet(), LpLoss(reduction="mean")), "with reduction='mean'"),
+    ],
+)
+def test_wrong_types_are_named(arguments, message, as_shipped):
+    with pytest.raises(ValueError, match=message):
+        TrainerLoss(*arguments)
+
+
+@pytest.mark.parametrize("latents", [[], [LATENT]])
+def test_precomputed_outputs_train_as_the_live_teacher_bit_for_bit(latents):
+    (x, y), students = fields(), (unet(), unet())
+    losses = [TrainerLoss(distillation(s, latents=latents), s) for s in students]
+    (output,) = precompute(losses[0].loss, ({"x": part} for part in x.split(5)))
+    train(students[0], losses[0], distillation_dataset(x, y))
+    losses[1].loss.teacher_outputs = None  # no teacher runs
+    train(students[1], losses[1], distillation_dataset(x, y, teacher=output))
+    assert_same(*students)
+
+
+def run(epochs: int, kind: str = "unet", *, with_state: bool = True, **options) -> SimpleNamespace:
+    """A run of the host's trainer that is always made alike, with the totals of its steps."""
+    made = SimpleNamespace(loss=None, steps=[], shuffling=torch.Generator().manual_seed(3))
+    made.student = fno() if kind == "fno" else unet()
+    if kind != "fno":  # its forecast draws random numbers while it trains
+        noise = lambda network, x: (F.dropout(x[0], 0.1, network.training),)  # noqa: E731
+        made.student.network.register_forward_pre_hook(noise)
+    if kind != "plain":
+        distilled = (measuring if kind == "unet" else distillation)(made.student)
+        made.loss = TrainerLoss(distilled, made.student, on_step=made.steps.append)
+
+    def state(trainer: Trainer) -> ResumableState | None:
+        made.trainer, made.state = trainer, ResumableState(trainer, made.loss, [made.shuffling])
+        return made.state if with_state else None
+
+    options |= {"n_epochs": epochs, "shuffling": made.shuffling, "state": state}
+    train(made.student, made.loss or l1, **options)
+    made.totals = [terms.total.item() for terms in made.steps]
+    return made
+
+
+@pytest.mark.parametrize("kind", ["unet", "plain", "fno"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind, tmp_path):
+    whole = run(5, kind)
+    first = run(3, kind, save_every=1, save_dir=tmp_path)
     torch.manual_seed(100)  # what another process would not have drawn either
-    second = Run(epochs=5).train(resume_from_dir=tmp_path)
-    assert len(whole.losses) == 15
-    assert first.losses + second.losses == whole.losses
-    expected, got = whole.distiller.state_dict(), second.distiller.state_dict()
-    assert {"loss.weighting.error", "loss.weighting.energy"} < expected.keys()
-    assert any(name.startswith("latent_losses.") for name in expected)
-    for name, value in expected.items():
-        assert torch.equal(value, got[name]), name
-
-
-def test_without_it_the_host_trains_the_saved_epoch_again(tmp_path):
-    Run(epochs=3, with_state=False).train(save_every=1, save_dir=tmp_path)
-    second = Run(epochs=5, with_state=False).train(resume_from_dir=tmp_path)
-    assert len(second.losses) == 9
-
-
-def test_plain_training_resumes_too(tmp_path):
-    def run(epochs: int, **options: object) -> nn.Module:
-        student, shuffling = unet(), torch.Generator().manual_seed(3)
-        optimizer = torch.optim.Adam(student.parameters(), 1e-2)
-        trainer = Trainer(model=student, n_epochs=epochs)
-        trainer.train(
-            DataLoader(distillation_dataset(*fields()), 4, shuffle=True, generator=shuffling),
-            {},
-            optimizer,
-            torch.optim.lr_scheduler.StepLR(optimizer, 2),
-            regularizer=RunState(trainer, generators=[shuffling]),
-            training_loss=lambda out, y, **sample: F.mse_loss(out, y) * len(y),
-            **options,
-        )
-        return student
-
-    whole = run(4)
-    run(2, save_every=1, save_dir=tmp_path)
-    resumed = run(4, resume_from_dir=tmp_path)
-    for name, value in whole.named_parameters():
-        assert torch.equal(value, resumed.get_parameter(name)), name
-
-
-def test_a_student_of_the_host_resumes_where_its_options_are_allowed(tmp_path):
-    def run(epochs: int, **options: object) -> nn.Module:
-        distiller = distiller_of(fno(), latents=False)
-        loss = TrainerLoss(distiller)
-        trainer = Trainer(model=distiller.student, n_epochs=epochs)
-        optimizer = torch.optim.Adam(distiller.parameters(), 1e-2)
-        trainer.train(
-            DataLoader(distillation_dataset(*fields()), 4),
-            {},
-            optimizer,
-            torch.optim.lr_scheduler.StepLR(optimizer, 2),
-            regularizer=RunState(trainer, loss),
-            training_loss=loss,
-            **options,
-        )
-        return distiller.student
-
-    whole = run(3)
-    run(1, save_every=1, save_dir=tmp_path)
-    # The host writes its options, a function and a class among them, into the weights' file.
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        run(3, resume_from_dir=tmp_path)
+    if kind == "fno":
+        # The host writes its options, a function and a class among them, into the weights' file.
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            run(5, kind, resume_from_dir=tmp_path)
     with torch.serialization.safe_globals([F.gelu, SpectralConv]):
-        resumed = run(3, resume_from_dir=tmp_path)
-    for name, value in whole.named_parameters():
-        assert torch.equal(value, resumed.get_parameter(name)), name
+        second = run(5, kind, resume_from_dir=tmp_path)
+    assert first.totals + second.totals == whole.totals
+    assert_same(whole.student, second.student)
+    if kind == "unet":
+        assert len(whole.totals) == 15
+        expected = whole.loss.state_dict()
+        assert {part for name in expected for part in name.split(".")} > {"error", "projector"}
+        torch.testing.assert_close(second.loss.state_dict(), expected, rtol=0, atol=0)
+        # Without the state the host trains the saved epoch again.
+        run(3, with_state=False, save_every=1, save_dir=tmp_path / "bare")
+        assert len(run(5, with_state=False, resume_from_dir=tmp_path / "bare").totals) == 9
 
 
 def test_what_a_run_cannot_resume_is_refused(tmp_path):
-    run = Run(epochs=1).train(save_every=1, save_dir=tmp_path)
+    saved, files = run(1, save_every=1, save_dir=tmp_path), list(tmp_path.glob("*.pt"))
+    assert {path.stem for path in files} > {"regularizer", "optimizer", "scheduler", "manifest"}
+    for path in files:  # nothing is unpickled but tensors and plain values
+        torch.load(path, weights_only=True)
+    state = saved.state.state_dict()
     with pytest.raises(ValueError, match=r"`generators` has 0, expected 1"):
-        RunState(run.trainer, run.loss).load_state_dict(run.state.state_dict())
+        ResumableState(saved.trainer, saved.loss).load_state_dict(state)
     with pytest.raises(ValueError, match="saved with a distillation loss"):
-        RunState(run.trainer, None, [run.shuffling]).load_state_dict(run.state.state_dict())
-    with pytest.raises(ValueError, match=r"regularizer\.pt` .* was not written by `RunState`"):
-        run.state.load_state_dict({"weight": torch.zeros(1)})
-    other = TrainerLoss(distiller_of(unet(), latents=False, weighting=(1.0, 1.0)))
-    with pytest.raises(ValueError, match=r"`state` has \['latent_losses.* expected \[\]"):
-        other.load_state_dict(run.loss.state_dict())
+        ResumableState(saved.trainer, None, [saved.shuffling]).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"regularizer\.pt` .* was not written by"):
+        saved.state.load_state_dict({"weight": torch.zeros(1)})
+    other = TrainerLoss(distillation(unet(), weighting=(1.0, 1.0)), unet())
+    with pytest.raises(ValueError, match=r"`state` has \['frequency.* expected \[\]"):
+        other.load_state_dict(saved.loss.state_dict())
 
 
-def test_what_is_saved_is_read_without_unpickling_objects(tmp_path):
-    Run(epochs=1).train(save_every=1, save_dir=tmp_path)
-    names = {path.name for path in tmp_path.glob("*.pt")}
-    assert names > {"regularizer.pt", "optimizer.pt", "scheduler.pt", "manifest.pt"}
-    for name in names:
-        torch.load(tmp_path / name, weights_only=True)
+def loader(size: int) -> DataLoader:
+    return DataLoader(distillation_dataset(*fields(6, size, seed=1)), 4)
 
 
-# Terms, evaluation, warnings
-
-
-def train(distiller: SDKDDistiller, loss: TrainerLoss | None = None, **options: object) -> dict:
-    """Two epochs by the host's trainer; its metrics."""
-    student = distiller.student
-    made = {"device": options.pop("device", "cpu")}
-    for name in ("data_processor", "mixed_precision"):
-        if name in options:
-            made[name] = options.pop(name)
-    distiller.to(made["device"])
-    optimizer = torch.optim.Adam(distiller.parameters(), 1e-2)
-    trainer = Trainer(model=student, n_epochs=2, **made)
-    return trainer.train(
-        DataLoader(distillation_dataset(*fields()), 4),
-        options.pop("test_loaders", {}),
-        optimizer,
-        torch.optim.lr_scheduler.StepLR(optimizer, 1),
-        training_loss=loss or TrainerLoss(distiller),
-        **options,
-    )
-
-
-def loader(size: int, seed: int = 1) -> DataLoader:
-    return DataLoader(distillation_dataset(*fields(6, size, seed)), 4)
-
-
-def test_the_terms_of_every_step_are_reported():
-    steps = []
-    distiller = distiller_of(unet())
-    loss = TrainerLoss(distiller, on_step=steps.append)
-    train(distiller, loss, test_loaders={"test": loader(8)})
-    assert len(steps) == 6
-    assert steps[-1] is loss.last_terms
-    assert all(set(terms.features) == {"latent<-latent"} for terms in steps)
+def processor(*numbers: float, out: bool = True) -> DefaultDataProcessor:
+    numbers = [torch.full((1, 1, 1, 1), number) for number in numbers]
+    return DefaultDataProcessor(*[UnitGaussianNormalizer(*numbers) for _ in range(1 + out)])
 
 
 @pytest.mark.parametrize("make", [unet, fno])
-@pytest.mark.parametrize("given", [True, False])
-def test_a_normal_run_warns_of_nothing(make, given, tmp_path, recwarn):
-    processor = DefaultDataProcessor(
-        *(UnitGaussianNormalizer(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)) for _ in "xy")
-    )
-    relative = LpLoss(d=2)
-    losses = {"l2": lambda out, y, **sample: relative(out, y)} if given else None
-    distiller = distiller_of(make(), latents=False)
-    metrics = train(
-        distiller,
-        data_processor=processor,
-        test_loaders={8: loader(8), 16: loader(16)},
-        eval_losses=losses,
-        save_best="16_l2",
-        save_dir=tmp_path,
-    )
+def test_a_normal_run_warns_of_nothing(make, tmp_path, recwarn):
+    student, steps = make(), []
+    loss = TrainerLoss(distillation(student), student, LpLoss(d=2), on_step=steps.append)
+    options = {"tests": {8: loader(8), 16: loader(16)}, "save_best": "16_l2", "save_dir": tmp_path}
+    metrics = train(student, loss, data_processor=processor(0.0, 1.0), **options)
     assert 0 < metrics["8_l2"] < 1e3
     assert (tmp_path / "best_model_state_dict.pt").exists()
     assert [str(warning.message) for warning in recwarn] == []
+    assert (len(steps), steps[-1]) == (6, loss.last_terms)
 
 
 def test_evaluation_is_the_task_loss_in_physical_units_and_moves_nothing():
-    student = unet()
-    normalizers = [
-        UnitGaussianNormalizer(torch.full((1, 1, 1, 1), 1.0), torch.full((1, 1, 1, 1), 3.0))
-        for _ in "xy"
-    ]
-    processor = DefaultDataProcessor(*normalizers)
-    distiller = distiller_of(student)
-    loss = TrainerLoss(distiller)
+    student, units = unet(), processor(1.0, 3.0)
+    loss = TrainerLoss(measuring(student), student)
     before = copy.deepcopy(loss.state_dict())
-    trainer = Trainer(model=student, n_epochs=1, data_processor=processor)
+    trainer = Trainer(model=student, n_epochs=1, data_processor=units)
     metrics = trainer.evaluate({"mse": loss}, loader(16), "fine")
     x, y = fields(6, 16, seed=1)
     with torch.no_grad():
-        forecast = normalizers[1].inverse_transform(student(normalizers[0].transform(x)))
-    assert metrics["fine_mse"].item() == pytest.approx(F.mse_loss(forecast, y).item(), rel=1e-5)
+        out = units.out_normalizer.inverse_transform(student(units.in_normalizer.transform(x)))
+        with pytest.raises(ValueError, match="`y` is None"):
+            loss(out, x=x)
+    assert metrics["fine_mse"].item() == pytest.approx(F.mse_loss(out, y).item(), rel=1e-5)
     assert loss.last_terms is None
-    for name, value in loss.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def test_evaluation_needs_labels():
-    loss = TrainerLoss(distiller_of(unet()))
-    x, y = fields(2)
-    with torch.no_grad(), pytest.raises(ValueError, match="`y` is None in evaluation"):
-        loss(y, x=x)
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
 
 
 class Rollout(DefaultDataProcessor):
     """Each step reads the forecast before it; the labels are all steps, one after another."""
 
-    def preprocess(self, sample, batched=True, step=None):
-        if step is None:
-            return super().preprocess(sample, batched)
+    def preprocess(self, sample, step):
         if step == 0:
             self.x, self.y = sample["x"], sample["y"]
-        elif step == self.y.shape[1] // 3:
-            return None
-        return {"x": self.x, "y": self.y[:, 3 * step : 3 * step + 3]}
+        y = self.y[:, 3 * step : 3 * step + 3]
+        return {"x": self.x, "y": y} if y.shape[1] else None
 
-    def postprocess(self, out, sample, step=None):
-        if step is not None:
-            self.x = out[:, -2:]
+    def postprocess(self, out, sample, step):
+        self.x = out[:, -2:]
         return out, sample
 
 
 def test_autoregressive_evaluation():
-    student = unet()
-    distiller = distiller_of(student)
-    loss = TrainerLoss(distiller)
-    x, y = fields(6, 16)
-    y = torch.cat([y, y.roll(1, -1)], 1)
-    metrics = train(
-        distiller,
-        loss,
-        data_processor=Rollout(),
-        test_loaders={"rollout": DataLoader(distillation_dataset(x, y), 6)},
-        eval_modes={"rollout": "autoregression"},
-    )
+    student, (x, y) = unet(), fields(6, 16)
+    loss, y = TrainerLoss(measuring(student), student), torch.cat([y, y.roll(1, -1)], 1)
+    trainer = Trainer(model=student, n_epochs=1, data_processor=Rollout())
+    data = DataLoader(distillation_dataset(x, y), 6)
+    metrics = trainer.evaluate({"mse": loss}, data, "rollout", mode="autoregression")
     with torch.no_grad():
         first = student(x)
-        second = student(first[:, -2:])
-    # The mean over the steps, of each the mean over the elements: that of all elements.
-    expected = F.mse_loss(torch.cat([first, second], 1), y)
-    assert metrics["rollout_l2"].item() == pytest.approx(expected.item(), rel=1e-5)
+        expected = F.mse_loss(torch.cat([first, student(first[:, -2:])], 1), y)
+    assert metrics["rollout_mse"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("make", [unet, fno])
 def test_mixed_precision(make, device):
-    distiller = distiller_of(make(), latents=make is unet)
-    steps = []
-    loss = TrainerLoss(distiller, on_step=steps.append)
-    train(distiller, loss, device=str(device), mixed_precision=True)
+    student, steps = make(), []
+    distilled = (measuring if make is unet else distillation)(student).to(device)
+    loss = TrainerLoss(distilled, student, LpLoss(d=2), on_step=steps.append)
+    train(student.to(device), loss, device=str(device), mixed_precision=True)
     assert all(terms.total.isfinite() for terms in steps)
     assert {terms.frequency.dtype for terms in steps} == {torch.float32}
-    assert all(p.isfinite().all() for p in distiller.student.parameters())
-
-
-# Units
-
-
-def processor(mean: float, deviation: float, *, out: bool = True) -> DefaultDataProcessor:
-    numbers = torch.full((1, 1, 1, 1), mean), torch.full((1, 1, 1, 1), deviation)
-    return DefaultDataProcessor(
-        UnitGaussianNormalizer(*numbers), UnitGaussianNormalizer(*numbers) if out else None
-    )
+    assert all(p.isfinite().all() for p in student.parameters())
 
 
 def test_a_teacher_of_other_units_is_refused():
-    distiller = distiller_of(unet())
-    theirs = processor(1.0, 2.0)
-    with pytest.raises(
-        ValueError, match=r"in_normalizer .*mean 1, deviation 2.*mean 0, .*Renormalized\(teacher"
-    ):
-        TrainerLoss(distiller, data_processor=processor(0.0, 2.0), teacher_processor=theirs)
+    student, theirs = unet(), processor(1.0, 2.0)
+    made = partial(TrainerLoss, distillation(student), student, teacher_processor=theirs)
+    message = r"in_normalizer .*mean 1, deviation 2.*mean 0, .*Renormalized\(teacher"
+    with pytest.raises(ValueError, match=message):
+        made(data_processor=processor(0.0, 2.0))
     with pytest.raises(ValueError, match=r"out_normalizer UnitGaussian.*, expected .* None"):
-        TrainerLoss(
-            distiller, data_processor=processor(1.0, 2.0, out=False), teacher_processor=theirs
-        )
+        made(data_processor=processor(1.0, 2.0, out=False))
     with pytest.raises(ValueError, match="`data_processor` is None"):
-        TrainerLoss(distiller, teacher_processor=theirs)
-    other = DefaultDataProcessor(
-        UnitGaussianNormalizer(torch.ones(1, 2, 1, 1), torch.full((1, 2, 1, 1), 2.0)),
-        UnitGaussianNormalizer(torch.ones(()), torch.full((), 2.0)),
-    )
-    TrainerLoss(distiller, data_processor=other, teacher_processor=theirs)
+        made()
+    shapes = ((1, 2, 1, 1), ())
+    same = [UnitGaussianNormalizer(torch.ones(s), torch.full(s, 2.0)) for s in shapes]
+    made(data_processor=DefaultDataProcessor(*same))
 
 
-def test_a_renormalized_teacher_answers_in_the_students_units():
+def test_a_renormalized_teacher_forecasts_in_the_students_units():
     teacher, own, given = unet(seed=4), processor(1.0, 2.0), processor(-3.0, 0.5)
-    wrapped = Renormalized(teacher, own, given)
-    x, _ = fields(2)
-    answer = wrapped(given.in_normalizer.transform(x))
+    wrapped, student, (x, y) = Renormalized(teacher, own, given), unet(), fields(2)
+    forecast = wrapped(given.in_normalizer.transform(x))
     expected = own.out_normalizer.inverse_transform(teacher(own.in_normalizer.transform(x)))
-    torch.testing.assert_close(given.out_normalizer.inverse_transform(answer), expected)
-    distiller = SDKDDistiller(
-        wrapped,
-        unet(),
-        GridTransform((8, 8)),
-        latents=[LatentPair("latent", "latent")],
-        example={"x": x},
-    )
-    assert TrainerLoss(distiller)(distiller.student(x), x=x, y=fields(2)[1]) > 0
+    torch.testing.assert_close(given.out_normalizer.inverse_transform(forecast), expected)
+    loss = TrainerLoss(distillation(student, wrapped, latents=[LATENT]), student)
+    assert loss(student(x), x=x, y=y) > 0

@@ -29,7 +29,7 @@ def block_with(text: str) -> str:
 
 
 def test_every_block_is_run_below():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_every_file_it_names_is_there():
@@ -51,7 +51,6 @@ def test_behind_neuraloperator():
     student = REGISTERED["sdkd_unet"](width=4, **sizes)
     before = [p.clone() for p in student.parameters()]
     x, y = torch.randn(8, 2, 32, 32), torch.randn(8, 1, 32, 32)
-    optimizer = torch.optim.Adam(student.parameters())
     run(
         block_with("import TrainerLoss"),
         teacher=teacher,
@@ -59,8 +58,6 @@ def test_behind_neuraloperator():
         trainer=Trainer(model=student, n_epochs=1),
         train_loader=DataLoader(distillation_dataset(x, y), 4),
         test_loaders={},
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
     )
     assert not all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
@@ -73,9 +70,9 @@ def test_a_fourier_neural_operator_teaches(student_kind, tmp_path, monkeypatch):
         assert size in block
         block = block.replace(size, smaller)  # the solver takes long for sixty
     names = run(block, student_kind=student_kind)
-    student, distiller = names["student"], names["distiller"]
-    loss = TrainerLoss(distiller)
-    optimizer = torch.optim.Adam(distiller.parameters())
+    student = names["student"]
+    loss = TrainerLoss(names["loss"], student)
+    optimizer = torch.optim.Adam([*student.parameters(), *names["loss"].parameters()])
     trainer = Trainer(model=student, n_epochs=1, data_processor=names["data_processor"])
     metrics = trainer.train(
         names["train_loader"],
@@ -99,3 +96,16 @@ def test_behind_tsl():
         loss_fn=MaskedMAE(),
     )
     assert names["predictor"].trainable_parameters > 0
+
+
+def test_a_study_of_ones_own_data(tmp_path):
+    names = run(
+        block_with("standard_arms"),
+        x=torch.randn(32, 2, 16, 16),
+        y=torch.randn(32, 1, 16, 16),
+        teacher=REGISTERED["sdkd_unet"](in_channels=2, out_channels=1, width=4),
+        seeds=2,
+        steps=20,
+        folder=tmp_path,
+    )
+    assert {"student alone", "plain-MSE distillation"} < set(names["result"].rows.model)

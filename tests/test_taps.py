@@ -1,11 +1,15 @@
-"""Taps: looking a place in a model up, and reading what it gives."""
+"""Taps: looking up a place in a model, and reading its activation."""
 
 import pytest
 import torch
+from small import one_process  # noqa: F401  # a fixture
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin import TapReader
 from sdkd_plugin.taps import tap_path
+
+ZEROS, ONES = torch.zeros(2, 6, 3), torch.ones(2, 6, 3)
 
 
 class Encoded(nn.Module):
@@ -22,24 +26,17 @@ class Encoded(nn.Module):
 
     def forward(self, x: Tensor, sideways: bool = False) -> Tensor:
         latent = self.encoder(x)
-        if sideways:
-            return self.side(latent)
-        return self.decoder(self.memory(latent)[0])
+        return self.side(latent) if sideways else self.decoder(self.memory(latent)[0])
 
 
 @pytest.fixture
 def model() -> Encoded:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Encoded()
+    return Encoded()
 
 
-def test_a_named_tap_and_a_module_path_are_found(model: Encoded):
+def test_named_taps_and_module_paths_are_found_and_others_listed(model: Encoded):
     assert tap_path(model, "latent") == "encoder.1"
     assert tap_path(model, "encoder.0") == "encoder.0"
-
-
-def test_an_unknown_tap_lists_those_that_exist(model: Encoded):
     with pytest.raises(ValueError, match=r"`Encoded` has no tap 'latant'; it names \['latent'\]"):
         tap_path(model, "latant")
     with pytest.raises(ValueError, match=r"no tap 'encoder.7'.* such as \[.*'encoder.1'"):
@@ -48,53 +45,51 @@ def test_an_unknown_tap_lists_those_that_exist(model: Encoded):
         tap_path(nn.Sequential(nn.ReLU()), "latent")
 
 
-def test_reads_what_the_module_gave_with_its_gradient(model: Encoded):
-    x = torch.ones(2, 6, 3)
+@pytest.mark.usefixtures("one_process")
+def test_a_model_in_distributed_data_parallel_keeps_its_tap_names(model: Encoded):
+    parallel = DistributedDataParallel(model)
+    for name in ("latent", "encoder.1", "module.encoder.1"):
+        assert tap_path(parallel, name) == "module.encoder.1"
+        with TapReader(parallel, [name]) as taps:
+            parallel(ONES)
+        assert torch.equal(taps.read()[name], model.encoder(ONES))
+    with pytest.raises(ValueError, match=r"`Encoded` has no tap 'latant'; it names \['latent'\]"):
+        tap_path(parallel, "latant")
+
+
+def test_reads_the_last_call_with_its_gradient_and_hands_it_over(model: Encoded):
+    expected = model(ONES)
     with TapReader(model, ["latent", "encoder.0"]) as taps:
-        model(x)
+        model(ZEROS)
+        assert torch.equal(model(ONES), expected)
         activations = taps.read()
+        with pytest.raises(ValueError, match=r"the tap 'latent' .* was not reached .*: call the"):
+            taps.read()
     assert set(activations) == {"latent", "encoder.0"}
-    torch.testing.assert_close(activations["latent"], model.encoder(x))
+    assert torch.equal(activations["latent"], model.encoder(ONES))
     activations["latent"].sum().backward()
     assert model.encoder[0].weight.grad is not None
 
 
-def test_reads_the_last_call_and_hands_it_over(model: Encoded):
-    expected = model.encoder(torch.ones(2, 6, 3))
-    with TapReader(model, ["latent"]) as taps:
-        model(torch.zeros(2, 6, 3))
-        model(torch.ones(2, 6, 3))
-        assert torch.equal(taps.read()["latent"], expected)
-        with pytest.raises(ValueError, match=r"the tap 'latent' .* was not reached .*call the"):
-            taps.read()
-
-
-def test_does_not_change_the_forecast_and_leaves_no_hook(model: Encoded):
-    x = torch.ones(2, 6, 3)
-    before = model(x)
+def test_leaves_no_hook_also_where_the_model_fails(model: Encoded):
     reader = TapReader(model, ["latent"])
     with reader as taps:
         taps.attach()  # a second time changes nothing
-        assert torch.equal(model(x), before)
-    assert all(not module._forward_hooks for module in model.modules())
+        assert len(taps.handles) == 1
+        model(ONES)
+    assert not any(module._forward_hooks for module in model.modules())
     assert list(reader.read()) == ["latent"]
-
-
-def test_detaches_when_the_model_fails(model: Encoded):
-    with pytest.raises(RuntimeError), TapReader(model, ["latent"]):
+    with pytest.raises(RuntimeError), reader:
         model(torch.ones(2, 6, 9))
-    assert all(not module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_tap_that_was_not_reached(model: Encoded):
-    with TapReader(model, ["memory"]) as taps:
-        model(torch.ones(2, 6, 3), sideways=True)
-        with pytest.raises(ValueError, match=r"'memory' .* was not reached in the forward pass of"):
-            taps.read()
-
-
-def test_a_module_whose_output_is_no_tensor(model: Encoded):
-    with TapReader(model, ["memory"]) as taps:
-        model(torch.ones(2, 6, 3))
-        with pytest.raises(ValueError, match=r"'memory' .* gives a tuple, expected a tensor"):
+def test_activations_that_are_not_there_or_no_tensor(model: Encoded):
+    for sideways, message in (
+        (True, "'memory' .* was not reached in the forward pass of `Encoded`"),
+        (False, "'memory' .* gives a tuple, expected a tensor: tap a module inside"),
+    ):
+        with TapReader(model, ["memory"]) as taps:
+            model(ONES, sideways=sideways)
+        with pytest.raises(ValueError, match=message):
             taps.read()

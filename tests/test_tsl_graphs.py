@@ -1,14 +1,15 @@
 """Graphs as they are: disjoint batches, directed and broken graphs, sensors that come and go."""
 
-import copy
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from transform_contract import TransformContract
+from tsl_parts import trainer
 
-from sdkd_plugin import Bands, GraphTransform, LatentPair
+from sdkd_plugin import Bands, DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import (
     DisjointGraphs,
     DistillationPredictor,
@@ -18,8 +19,6 @@ from sdkd_plugin.adapters.tsl import (
     match_sensors,
 )
 
-import pytorch_lightning as pl  # isort: skip
-from pytorch_lightning.loggers.logger import DummyLogger  # isort: skip
 from tsl.data import SpatioTemporalDataset  # isort: skip
 from tsl.data.loader import DisjointGraphLoader, StaticGraphLoader  # isort: skip
 from tsl.metrics.torch import MaskedMAE  # isort: skip
@@ -34,7 +33,7 @@ SAME = (0.0, 1.0)
 FIT = {"loss_fn": MaskedMAE(), "optim_class": torch.optim.SGD, "optim_kwargs": {"lr": 0.1}}
 
 
-def transform(edges: Tensor = EDGES, weight: Tensor | None = WEIGHT, n: int = NODES, **options):
+def graph(edges: Tensor = EDGES, weight: Tensor | None = WEIGHT, n: int = NODES, **options):
     return GraphTransform.from_edges(edges, weight, n, **options)
 
 
@@ -61,20 +60,10 @@ def mixer(n: int, seed: int = 0) -> nn.Module:
     return SDKDStudent(input_size=1, window=6, horizon=3, n_nodes=n, hidden_size=8, emb_size=4)
 
 
-def fit(predictor: pl.LightningModule, batches: Any) -> dict[str, Tensor]:
-    trainer = pl.Trainer(
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=DummyLogger(),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(predictor, batches, batches)
-    return trainer.callback_metrics
+def fit(loss: DistillationLoss, learner: nn.Module, batches: Any) -> dict[str, Tensor]:
+    run = trainer(1, limit_train_batches=2, limit_val_batches=1)
+    run.fit(DistillationPredictor(loss, model=learner, **FIT), batches, batches)
+    return run.callback_metrics
 
 
 # Disjoint batches -------------------------------------------------------------------------------
@@ -86,13 +75,12 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
     for learner, (loader, of_batch) in zip(
         learners,
         [
-            (StaticGraphLoader(dataset(), batch_size=4), transform()),
+            (StaticGraphLoader(dataset(), batch_size=4), graph()),
             (DisjointGraphLoader(dataset(), batch_size=4, force_batch=True), DisjointGraphs()),
         ],
         strict=True,
     ):
-        predictor = DistillationPredictor(make(9), of_batch, BANDS, model=learner, **FIT)
-        logged.append(fit(predictor, loader))
+        logged.append(fit(DistillationLoss(make(9), of_batch, BANDS), learner, loader))
     assert logged[0].keys() == logged[1].keys()
     for name, value in logged[0].items():
         torch.testing.assert_close(logged[1][name], value, rtol=1e-5, atol=1e-6)
@@ -100,37 +88,6 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
     for name, value in learners[0].state_dict().items():
         torch.testing.assert_close(learners[1].state_dict()[name], value, rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(v, before[k]) for k, v in learners[0].state_dict().items())
-
-
-def test_each_graph_of_a_batch_has_its_own_spectrum():
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(NODES, EDGES, WEIGHT), (2, torch.tensor([[0, 1], [1, 0]]), torch.ones(2))]
-    sizes += [sizes[0], (1, EDGES[:, :0], WEIGHT[:0])]
-    starts = torch.tensor([0, *(n for n, _, _ in sizes)]).cumsum(0)
-    graphs = DisjointGraphs(normalization="combinatorial", symmetrization="max")
-    graphs.set_graphs(
-        torch.cat([e + start for (_, e, _), start in zip(sizes, starts, strict=False)], 1),
-        torch.cat([w for _, _, w in sizes]),
-        starts,
-    )
-    x = torch.randn(2, 3, int(starts[-1]), 2, generator=generator, dtype=torch.float64)
-    x.requires_grad_()
-    energy = graphs.sample_band_energy(x, BANDS)
-    parts = x.split([n for n, _, _ in sizes], dim=2)
-    own = [
-        transform(e, w, n, normalization="combinatorial", symmetrization="max") for n, e, w in sizes
-    ]
-    expected = [t.sample_band_energy(part, BANDS) for t, part in zip(own, parts, strict=True)]
-    torch.testing.assert_close(energy, torch.stack(expected).sum(0), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(energy.sum(1), x.square().sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
-    (gradient,) = torch.autograd.grad(energy.sum(), x)
-    torch.testing.assert_close(gradient, 2 * x, rtol=1e-5, atol=1e-5)
-    low = graphs.filter(x, lambda frequency: (frequency < 0.4).double())
-    filtered = [
-        t.filter(part, lambda f: (f < 0.4).double()) for t, part in zip(own, parts, strict=True)
-    ]
-    torch.testing.assert_close(low, torch.cat(filtered, 2))
-    assert graphs.band_energy(x, BANDS).shape == (2, 3, 2, 2)
 
 
 def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
@@ -157,20 +114,16 @@ def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
 
 def test_batches_that_do_not_fit_the_transform_are_refused():
     batches = DisjointGraphLoader(dataset(), batch_size=4, force_batch=True)
-    one = DistillationPredictor(gru(9), transform(), BANDS, model=gru(0), **FIT)
+    one = DistillationLoss(gru(9), graph(), BANDS)
     with pytest.raises(ValueError, match=r"4 disjoint graphs .* expected transform=DisjointGraphs"):
-        one.training_step(next(iter(batches)), 0)
+        DistillationPredictor(one, model=gru(0), **FIT).training_step(next(iter(batches)), 0)
     flat = next(iter(DisjointGraphLoader(dataset(), batch_size=4)))
-    many = DistillationPredictor(gru(9), DisjointGraphs(), BANDS, model=gru(0), **FIT)
+    many = DistillationLoss(gru(9), DisjointGraphs(), BANDS)
     with pytest.raises(ValueError, match=r"shape \(6, 24, 1\), .* force_batch=True"):
-        many.training_step(flat, 0)
-    example = dict(next(iter(batches)).input.items())
+        DistillationPredictor(many, model=gru(0), **FIT).training_step(flat, 0)
+    latents = DistillationLoss(mixer(NODES), DisjointGraphs(), latents=[LatentPair()])
     with pytest.raises(ValueError, match=r"latents on .* cannot be distilled over DisjointGraphs"):
-        DistillationPredictor(
-            mixer(NODES), DisjointGraphs(), model=mixer(NODES), latents=[LatentPair()],
-            example={name: x[:, :, :NODES] if name == "x" else x for name, x in example.items()
-                     if not name.startswith("edge")} | {"edge_index": EDGES}, **FIT,
-        )  # fmt: skip
+        latents.fit_latents(mixer(NODES), torch.zeros(1, 6, NODES, 1), edge_index=EDGES)
 
 
 def test_disjoint_graphs_refuse(as_shipped):
@@ -180,10 +133,6 @@ def test_disjoint_graphs_refuse(as_shipped):
     with pytest.raises(ValueError, match="`edge_index` has 1 edges from one graph to another"):
         graphs.set_graphs(torch.tensor([[0, 2], [1, 1]]), None, torch.tensor([0, 2, 4]))
     graphs.set_graphs(torch.tensor([[0], [1]]), None, torch.tensor([0, 2, 4]))
-    with pytest.raises(ValueError, match=r"`nodes of a field` has shape \(3,\), expected \(4,\)"):
-        graphs.sample_band_energy(torch.zeros(1, 3, 1), BANDS)
-    with pytest.raises(ValueError, match=r"shape \(4, 1\), expected \(batch, nodes, features\)"):
-        graphs.sample_band_energy(torch.zeros(4, 1), BANDS)
     with pytest.raises(ValueError, match="`response` is a tensor, expected a function"):
         graphs.filter(torch.zeros(1, 4, 1), torch.ones(4))
     with pytest.raises(ValueError, match="`keep` is 0, expected an integer of at least 1"):
@@ -198,21 +147,17 @@ def test_disjoint_graphs_refuse(as_shipped):
 
 @pytest.mark.parametrize("symmetrization", ["mean", "max"])
 def test_directed_broken_graphs_are_learned_on(symmetrization):
-    learner, wise = mixer(NODES), mixer(NODES, seed=9)
-    predictor = DistillationPredictor(
-        wise, transform(symmetrization=symmetrization), BANDS, model=learner, **FIT
-    )
-    batches = StaticGraphLoader(dataset(), batch_size=4)
-    logged = fit(predictor, batches)
+    loss = DistillationLoss(mixer(NODES, seed=9), graph(symmetrization=symmetrization), BANDS)
+    logged = fit(loss, mixer(NODES), StaticGraphLoader(dataset(), batch_size=4))
     assert all(value.isfinite() for value in logged.values())
     assert logged["train_kd_band_0"] > 0
     # An isolated sensor is of frequency 0, and is pulled to its teacher like the others.
     d = torch.zeros(1, 3, NODES, 1)
     d[:, :, -1] = 2.0
-    energy = predictor.distiller.loss.transform.sample_band_energy(d, BANDS)
+    energy = loss.transform.sample_band_energy(d, BANDS)
     torch.testing.assert_close(energy, torch.tensor([[12.0, 0.0]]))
     with pytest.raises(ValueError, match="`edge_index` is a directed graph: choose symmetrization"):
-        transform(symmetrization="refuse")
+        graph(symmetrization="refuse")
 
 
 # Sensors that come and go -----------------------------------------------------------------------
@@ -249,16 +194,13 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     pair = torch.tensor([[1, 2], [2, 1]])
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
     # A model of tsl: pytest's type checks hide from tsl which inputs one of ours takes.
-    learner = gru(0)
-    predictor = DistillationPredictor(
-        wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0), model=learner, **FIT
-    )
+    loss = DistillationLoss(wrapped, graph(pair, None, 3), BANDS, weighting=(1.0, 1.0))
     batch = next(iter(StaticGraphLoader(data, batch_size=4)))
     with torch.no_grad():
         expected = wise(full.unfold(0, 6, 1)[:4].movedim(-1, 1), EDGES, WEIGHT)[:, :, places]
         x = batch.input.x
         torch.testing.assert_close(wrapped(x, teacher_x=batch.input.teacher_x), expected)
-    logged = fit(predictor, StaticGraphLoader(data, batch_size=4))
+    logged = fit(loss, gru(0), StaticGraphLoader(data, batch_size=4))
     assert logged["train_kd_band_0"] > 0
     with pytest.raises(ValueError, match="has 3 of the teacher's 6 sensors: add the window"):
         wrapped(x)
@@ -278,16 +220,15 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     for i, name in enumerate("abcdef"):
         torch.testing.assert_close(answer[:, :, mine.index(name)], expected[:, :, i])
     order = torch.arange(NODES).flip(0)  # the shared sensors, as the student has them
-    shared = SharedSensors(transform(order[EDGES]), match.student, len(mine))
+    shared = SharedSensors(graph(order[EDGES]), match.student, len(mine))
     learner = mixer(len(mine))
-    predictor = DistillationPredictor(
-        wrapped, shared, BANDS, weighting=(1.0, 1.0), model=learner, **FIT
-    )
+    loss = DistillationLoss(wrapped, shared, BANDS, weighting=(1.0, 1.0))
+    DistillationPredictor(loss, model=learner, **FIT)  # accepts it
     edges = torch.tensor([[1], [0]])
     batch = next(iter(StaticGraphLoader(dataset(len(mine), edges, torch.ones(1)), batch_size=4)))
     inputs = dict(batch.input.items())
     forecast = learner(**inputs).detach().requires_grad_()
-    terms = predictor.distiller.terms(forecast, task=forecast.sum() * 0, **inputs)
+    terms = loss(forecast, **inputs)
     with torch.no_grad():
         difference = (forecast - wrapped(inputs["x"]))[:, :, match.student]
     torch.testing.assert_close(terms.total, difference.square().mean())
@@ -297,7 +238,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     assert shared.filter(forecast, lambda f: f * 0 + 1)[:, :, 1].abs().max() == 0
     with pytest.raises(ValueError, match=r"6 of the student's 7 sensors .* SharedSensors\("):
         DistillationPredictor(
-            wrapped, transform(n=len(mine)), BANDS, model=copy.deepcopy(learner), **FIT
+            DistillationLoss(wrapped, graph(n=len(mine)), BANDS), model=learner, **FIT
         )
 
 
@@ -309,7 +250,7 @@ def test_wrappers_refuse_what_does_not_fit():
     x = torch.zeros(1, 6, 3, 1)
     with pytest.raises(ValueError, match=r"`u` has shape \(1, 6, 2, 1\), .* all sensors share"):
         wrapped(x[:, :, :2], teacher_x=x, u=torch.zeros(1, 6, 2, 1))
-    pair = transform(torch.tensor([[0], [1]]), None, 2)
+    pair = graph(torch.tensor([[0], [1]]), None, 2)
     with pytest.raises(ValueError, match=r"`transform` has shape \(2,\), expected \(3,\)"):
         SharedSensors(pair, torch.tensor([0, 1, 2]), 4)
     with pytest.raises(ValueError, match=r"`places` is \[0, 4\], expected nodes from 0 to 3"):
@@ -331,12 +272,47 @@ def test_a_teacher_of_other_units_reads_and_answers_in_its_own():
         OnSensors(teacher, match, 3, 2, own, (60.0, 0.0), EDGES[:, :2])
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"teacher_bound": 0.0}, "`teacher_bound`"), ({"aggregation": "camkd"}, "aggregation camkd")],
-)
-def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict, named: str):
-    with pytest.raises(ValueError, match=f"{named} judges a teacher by all sensors of a sample"):
-        DistillationPredictor(
-            mixer(3), DisjointGraphs(), model=mixer(3), loss_fn=MaskedMAE(), **options
-        )
+@pytest.mark.parametrize("options", [{"teacher_bound": 0.0}, {"aggregation": "camkd"}])
+def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict):
+    loss = DistillationLoss(mixer(3), DisjointGraphs(), **options)
+    with pytest.raises(ValueError, match="compare teachers on all sensors of a sample"):
+        DistillationPredictor(loss, model=mixer(3), **FIT)
+
+
+# Both as transforms ------------------------------------------------------------------------------
+
+
+class TestDisjointGraphs(TransformContract):
+    """Two equal graphs, another one, and a single node."""
+
+    @pytest.fixture
+    def transform(self, device: torch.device) -> DisjointGraphs:
+        graphs = DisjointGraphs(dtype=torch.float64)
+        edges = torch.cat([EDGES, EDGES + NODES, torch.tensor([[12, 13], [13, 14]])], 1).to(device)
+        weight = torch.cat([WEIGHT, WEIGHT, torch.ones(2)]).to(device)
+        graphs.set_graphs(edges, weight, torch.tensor([0, 6, 12, 15, 16]))
+        return graphs
+
+    def test_each_graph_is_filtered_by_its_own_frequencies(self, transform, make_field):
+        x = make_field(2, 3)
+        third = graph(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
+        filtered = transform.filter(x, self.response)
+        expected = third.filter(x[..., 12:15, :], self.response)
+        torch.testing.assert_close(filtered[..., 12:15, :], expected)
+        torch.testing.assert_close(filtered[..., 15:, :], x[..., 15:, :])  # a node is its mean
+
+
+class TestSharedSensors(TransformContract):
+    """All sensors, in another order; of sensors that are not shared: see above."""
+
+    places = torch.tensor([3, 1, 0, 5, 4, 2])
+
+    @pytest.fixture
+    def transform(self, device: torch.device) -> SharedSensors:
+        own = graph(dtype=torch.float64)
+        return SharedSensors(own, self.places, NODES).to(device)
+
+    def test_the_order_of_the_graph_is_found(self, transform, make_field):
+        x, own = make_field(2, 3).cpu(), graph(dtype=torch.float64)
+        filtered = transform.cpu().filter(x, self.response)[..., self.places, :]
+        torch.testing.assert_close(filtered, own.filter(x[..., self.places, :], self.response))

@@ -1,281 +1,43 @@
 """Distillation by tsl's predictor under all that Lightning does: resuming, precision, processes."""
 
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
-
-from sdkd_plugin import AdaptiveWeighting, GraphTransform, LatentPair
-from sdkd_plugin.adapters.tsl import (
-    DistillationPredictor,
-    PlainPredictor,
-    SDKDStudent,
-    SDKDTeacher,
-    SeededDataModule,
-    SeededEpochs,
-    load_weights,
+from tsl_parts import (
+    FIT,
+    NODES,
+    STEPS,
+    first_batch,
+    loss_of,
+    predictor,
+    same,
+    student,
+    trainer,
+    windows,
 )
 
-import pytorch_lightning as pl  # isort: skip
+from sdkd_plugin import AdaptiveWeighting, LatentPair
+from sdkd_plugin.adapters.tsl import SeededEpochs
+
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint  # isort: skip
-from pytorch_lightning.loggers.logger import DummyLogger  # isort: skip
-from tsl.data import SpatioTemporalDataset  # isort: skip
-from tsl.data.datamodule.splitters import TemporalSplitter  # isort: skip
-from tsl.data.preprocessing import StandardScaler  # isort: skip
 from tsl.engines import Predictor  # isort: skip
 from tsl.metrics.torch import MaskedMAE, MaskedMetric, MaskedMSE  # isort: skip
-
-NODES, STEPS = 5, 120
-SIZES = {"input_size": 1, "window": 6, "horizon": 3, "n_nodes": NODES, "exog_size": 2}
-RING = torch.stack([torch.arange(NODES), torch.arange(NODES).roll(-1)])
-WEIGHT = torch.linspace(0.2, 1, NODES)
-FIT = {
-    "loss_fn": MaskedMAE(),
-    "metrics": {"mae": MaskedMAE()},
-    "optim_class": torch.optim.Adam,
-    "optim_kwargs": {"lr": 1e-2},
-}
-
-
-def windows(
-    *, observed: Tensor | None = None, gaps: bool = False, covariates: bool = True, **options: Any
-) -> SeededDataModule:
-    generator = torch.Generator().manual_seed(0)
-    speed = 50 + 10 * torch.sin(torch.arange(STEPS) / 20)[:, None]
-    speed = speed + torch.randn(STEPS, NODES, generator=generator)
-    if observed is None:
-        observed = torch.rand(STEPS, NODES, generator=generator) > 0.1
-    index = pd.date_range("2012-03-01", periods=STEPS, freq="5min")
-    dataset = SpatioTemporalDataset(
-        target=pd.DataFrame(speed.numpy(), index=index),
-        mask=observed.numpy()[..., None],
-        connectivity=(RING, WEIGHT),
-        covariates={"u": torch.randn(STEPS, 2, generator=generator)} if covariates else None,
-        window=6,
-        horizon=3,
-    )
-    if gaps:  # unobserved targets are NaN, while the readings of the windows are filled
-        dataset.add_covariate("filled", speed[..., None].float(), "t n f", add_to_input_map=False)
-        dataset.set_input_map(x=["filled"], u=["u"])
-        dataset.target[~observed[..., None]] = torch.nan
-    return SeededDataModule(
-        dataset,
-        scalers={} if gaps else {"target": StandardScaler(axis=(0, 1))},
-        splitter=TemporalSplitter(val_len=0.1, test_len=0.2),
-        batch_size=16,
-        **options,
-    )
-
-
-def student(dropout: float = 0.0, **sizes: int) -> nn.Module:
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"hidden_size": 8, "emb_size": 4, "n_layers": 1, "dropout": dropout}
-    return SDKDStudent(**options, **{**SIZES, **sizes})
-
-
-def teacher(seed: int = 9) -> nn.Module:
-    torch.manual_seed(seed)
-    return SDKDTeacher(hidden_size=8, emb_size=4, n_layers=1, n_heads=2, patch_size=3, **SIZES)
-
-
-def transform() -> GraphTransform:
-    return GraphTransform.from_edges(RING, WEIGHT, NODES)
-
-
-def predictor(learner: nn.Module | None = None, **options: Any) -> DistillationPredictor:
-    learner = student() if learner is None else learner
-    return DistillationPredictor(teacher(), transform(), model=learner, **{**FIT, **options})
-
-
-def trainer(epochs: int = 2, callbacks: tuple = (), **options: Any) -> pl.Trainer:
-    checkpointing = any(isinstance(each, ModelCheckpoint) for each in callbacks)
-    return pl.Trainer(
-        **{
-            "max_epochs": epochs,
-            "accelerator": "cpu",
-            "logger": DummyLogger(),
-            "enable_checkpointing": checkpointing,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": list(callbacks),
-            **options,
-        }
-    )
-
-
-def same(one: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
-
-
-def first_batch(module: SeededDataModule) -> Any:
-    module.setup()
-    return next(iter(module.train_dataloader()))
-
-
-# Checkpoints ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillationPredictor]:
-    """A checkpoint by Lightning's callback, and what it was made of."""
-    folder = tmp_path_factory.mktemp("saved")
-    made = predictor(
-        student(),
-        weighting=AdaptiveWeighting(2),
-        scheduler_class=torch.optim.lr_scheduler.ReduceLROnPlateau,
-        scheduler_kwargs={"monitor": "val_mae"},
-    )
-    keep = ModelCheckpoint(folder, filename="best", monitor="val_mae", save_top_k=1)
-    stop = EarlyStopping("val_mae")
-    trainer(1, (keep, stop)).fit(made, datamodule=windows())
-    return folder / "best.ckpt", made
-
-
-def test_a_checkpoint_holds_weights_and_plain_values(saved):
-    path, made = saved
-    stored = torch.load(path, weights_only=True)
-    roots = {name.split(".")[0] for name in stored["state_dict"]}
-    assert roots == {"model", "weighting"}
-    assert stored["hyper_parameters"]["optim_kwargs"] == {"lr": 1e-2}
-    assert stored["hyper_parameters"]["scheduler_kwargs"] == {"monitor": "val_mae"}
-    assert not {"optim_class", "scheduler_class", "teacher"} & stored["hyper_parameters"].keys()
-    assert stored["hyper_parameters"]["metrics"] == {}
-    assert stored["sdkd_model"]["arguments"]["n_nodes"] == NODES
-    fresh = predictor(student(), weighting=AdaptiveWeighting(2))
-    assert not same(fresh.model, made.model)
-    fresh.load_model(path)
-    assert same(fresh.model, made.model)
-
-
-def test_a_student_serves_without_the_predictor_that_trained_it(saved):
-    path, made = saved
-    bare = student()
-    load_weights(bare, path)
-    assert same(bare, made.model)
-    plain = PlainPredictor(model=student(), **FIT)
-    plain.load_model(path)
-    assert same(plain.model, made.model)
-
-
-def test_lightning_loads_it_with_weights_only(saved):
-    path, made = saved
-    again = DistillationPredictor.load_from_checkpoint(
-        path,
-        weights_only=True,
-        teacher=teacher(),
-        transform=transform(),
-        weighting=AdaptiveWeighting(2),
-        model=student(),
-    )
-    assert same(again.model, made.model)
-    assert same(again.weighting, made.weighting)
-
-
-def test_model_class_and_arguments_are_compared(tmp_path):
-    kwargs = {**SIZES, "hidden_size": 8, "dropout": 0.0}
-    made = PlainPredictor(model_class=SDKDStudent, model_kwargs=kwargs, **FIT)
-    keep = ModelCheckpoint(tmp_path, filename="m")
-    trainer(1, (keep,)).fit(made, datamodule=windows())
-    again = PlainPredictor(model_class=SDKDStudent, model_kwargs=kwargs, **FIT)
-    again.load_model(tmp_path / "m.ckpt")
-    assert same(again.model, made.model)
-    other = PlainPredictor(model_class=SDKDStudent, model_kwargs={**kwargs, "dropout": 0.5}, **FIT)
-    with pytest.raises(ValueError, match=r"has dropout=0.0, expected dropout=0.5"):
-        other.load_model(tmp_path / "m.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (lambda: student(n_nodes=7), r"SDKDStudent has n_nodes=5, expected n_nodes=7"),
-        (lambda: student(window=12), r"has window=6, expected window=12: build the model"),
-        (teacher, r"holds a SDKDStudent, expected a SDKDTeacher"),
-    ],
-)
-def test_a_checkpoint_for_other_data_is_refused(saved, other, message):
-    model = other()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        PlainPredictor(model=model).load_model(saved[0])
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_a_state_dict_for_other_data_is_refused(tmp_path):
-    path = tmp_path / "weights.pt"
-    torch.save(student(n_nodes=7).state_dict(), path)
-    with pytest.raises(ValueError, match=r"has shape \(7, 4\), expected \(5, 4\) \(1 weights"):
-        load_weights(student(), path)
-    torch.save(teacher().state_dict(), path)
-    with pytest.raises(ValueError, match=r"holds no weights of this SDKDStudent: it lacks"):
-        load_weights(student(), path)
-    torch.save({**student().state_dict(), "network.head.bias": "none"}, path)
-    with pytest.raises(ValueError, match=r"'network.head.bias' has shape str"):
-        load_weights(student(), path)
-
-
-class _Evil:
-    def __reduce__(self) -> tuple:
-        return (os.mkdir, (self.folder,))
-
-
-def test_a_pickle_is_refused_and_not_run(tmp_path):
-    evil = _Evil()
-    evil.folder = str(tmp_path / "run")
-    for path, save in ((tmp_path / "a.pt", torch.save), (tmp_path / "b.pt", None)):
-        if save is None:
-            path.write_bytes(pickle.dumps(evil, protocol=2))
-        else:
-            save({"state_dict": student().state_dict(), "hyper_parameters": evil}, path)
-        with pytest.raises(ValueError, match=f"{path.name}, which cannot be read as weights"):
-            load_weights(student(), path)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_checkpoint_of_tsls_own_predictor_is_refused_with_the_way_out(tmp_path):
-    keep = ModelCheckpoint(tmp_path, filename="own")
-    made = Predictor(model=student(), **FIT)
-    trainer(1, (keep,)).fit(made, datamodule=windows())
-    with pytest.raises(ValueError, match=r"weights_only=False\)\['state_dict'\]"):
-        load_weights(student(), tmp_path / "own.ckpt")
-    trusted = torch.load(tmp_path / "own.ckpt", weights_only=False)["state_dict"]
-    torch.save(trusted, tmp_path / "plain.pt")
-    again = student()
-    load_weights(again, tmp_path / "plain.pt")
-    assert same(again, made.model)
-
-
-def test_damaged_and_missing_files(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match="where there is no file"):
-        load_weights(student(), tmp_path / "none.ckpt")
-    for content in (b"", b"weights", saved[0].read_bytes()[:2000]):
-        (tmp_path / "bad.ckpt").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad.ckpt, which cannot be read"):
-            load_weights(student(), tmp_path / "bad.ckpt")
-    torch.save([1], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"holds a list, expected a checkpoint"):
-        load_weights(student(), tmp_path / "list.pt")
-
 
 # Resuming ---------------------------------------------------------------------------------------
 
 
 def _resumable(epochs: int, folder: Path, resume: Path | None = None, workers: int = 0) -> Any:
     module = windows(seed=3, workers=workers)
-    example = dict(first_batch(module).input.items())
+    learner = student(dropout=0.3)
+    loss = loss_of(weighting=AdaptiveWeighting(2, decay=0.9), latents=[LatentPair()])
     made = predictor(
-        student(dropout=0.3),
-        weighting=AdaptiveWeighting(2, decay=0.9),
-        latents=[LatentPair()],
-        example=example,
+        learner,
+        loss.fit_latents(learner, **first_batch(module).input),
         scheduler_class=torch.optim.lr_scheduler.StepLR,
         scheduler_kwargs={"step_size": 1, "gamma": 0.5},
     )
@@ -299,7 +61,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, workers):
     whole, run = _resumable(3, tmp_path / "whole", workers=workers)
     _resumable(2, tmp_path / "half", workers=workers)
     resumed, again = _resumable(3, tmp_path / "half", tmp_path / "half" / "epoch=1.ckpt", workers)
-    assert {"weighting", "latent_losses"} <= {name.split(".")[0] for name in whole.state_dict()}
+    kept = {name.split(".")[0] for name in whole.distillation.state_dict()}
+    assert kept == {"frequency", "latent_losses"}
     assert same(whole, resumed)
     assert again.global_step == run.global_step
     torch.testing.assert_close(
@@ -367,7 +130,7 @@ def test_early_stopping_stops():
 
 
 def test_half_precision_on_a_cpu():
-    made = predictor(weighting=AdaptiveWeighting(2))
+    made = predictor(loss=loss_of(weighting=AdaptiveWeighting(2)))
     with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU"):
         run = trainer(precision="16-mixed")
     assert run.precision == "bf16-mixed"
@@ -381,8 +144,9 @@ def test_half_precision_on_a_cpu():
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_mixed_precision_on_a_gpu(precision):
     module = windows()
-    example = dict(first_batch(module).input.items())
-    made = predictor(weighting=AdaptiveWeighting(2), latents=[LatentPair()], example=example)
+    learner = student()
+    loss = loss_of(weighting=AdaptiveWeighting(2), latents=[LatentPair()])
+    made = predictor(learner, loss.fit_latents(learner, **first_batch(module).input))
     trainer(accelerator="gpu", devices=1, precision=precision).fit(made, datamodule=module)
     assert not same(made.model.cpu(), student())
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in made.parameters())
@@ -455,68 +219,42 @@ def test_a_mask_of_another_shape_is_refused(shape):
         made.training_step(batch, 0)
 
 
-@pytest.mark.parametrize("kind", [PlainPredictor, DistillationPredictor])
-def test_covariates_missing_at_test_time_are_missed(kind, tmp_path):
-    # A model to which covariates are optional: nothing else would complain.
-    class Optional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
-
-        def forward(self, x: Tensor, u: Tensor | None = None) -> Tensor:
-            return x[:, -3:] * self.scale if u is None else x[:, -3:] * self.scale + u.mean()
-
-    def make() -> Predictor:
-        if kind is PlainPredictor:
-            return PlainPredictor(model=Optional(), **FIT)
-        return DistillationPredictor(teacher(), transform(), model=Optional(), **FIT)
-
-    made = make()
-    keep = ModelCheckpoint(tmp_path, filename="m")
-    trainer(1, (keep,)).fit(made, datamodule=windows())
-    loaded = make()
-    loaded.load_model(tmp_path / "m.ckpt")
-    for each in (made, loaded):
-        with pytest.raises(ValueError, match=r"`batch.input` lacks \['u'\], which the model was"):
-            trainer().test(each, datamodule=windows(covariates=False), verbose=False)
-
-
 # Two processes ----------------------------------------------------------------------------------
 
 _TWO = """
 import sys
 sys.path.insert(0, {here!r})
 import torch
-from sdkd_plugin import Bands
-from test_tsl_training import *
+from sdkd_plugin import AdaptiveWeighting, Bands, LatentPair
+from tsl_parts import *
 
-made = DistillationPredictor(
-    [teacher(1), teacher(2)], transform(), Bands.split(0.5), aggregation="aekd",
+loss = loss_of(
+    teacher(1), teacher(2), bands=Bands.split(0.5), aggregation="aekd",
     weighting=AdaptiveWeighting(2), latents=[LatentPair()],
-    example=dict(first_batch(windows()).input.items()), model=student(), **FIT,
 )
+learner = student()
+made = predictor(learner, loss.fit_latents(learner, **first_batch(windows()).input))
 seen = []
 step = made.training_step
 def training_step(batch, batch_idx):
     seen.append(batch.y.sum())
     wrapped = made.trainer.strategy.model
-    taught = [p for t in made.distiller.teachers for p in t.parameters()]
+    taught = [p for t in made.distillation.teachers for p in t.parameters()]
     assert type(wrapped).__name__ == "DistributedDataParallel"
     assert not {{id(p) for p in wrapped.parameters()}} & {{id(p) for p in taught}}
     return step(batch, batch_idx)
 made.training_step = training_step
 weights = []
-aggregate = made.distiller.aggregation.forward
+aggregate = made.distillation.aggregation.forward
 def forward(evidence):
     weights.append(aggregate(evidence))
     return weights[-1]
-made.distiller.aggregation.forward = forward
+made.distillation.aggregation.forward = forward
 run = trainer(2, devices=2, strategy="ddp", accelerator="cpu")
 run.fit(made, datamodule=windows())
 torch.save(
-    dict(model=made.model.state_dict(), projectors=made.latent_losses.state_dict(),
-         measured=made.weighting.state_dict(), seen=torch.stack(seen),
-         weights=torch.stack(weights)),
+    dict(model=made.model.state_dict(), beside=made.distillation.state_dict(),
+         seen=torch.stack(seen), weights=torch.stack(weights)),
     {folder!r} + f"/rank{{run.global_rank}}.pt",
 )
 """
@@ -538,7 +276,7 @@ def test_two_processes_agree(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2))
-    for part in ("model", "projectors", "measured"):
+    for part in ("model", "beside"):
         assert one[part].keys() == two[part].keys()
         assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
     assert any(not torch.equal(v, student().state_dict()[k]) for k, v in one["model"].items())

@@ -1,11 +1,11 @@
-"""What is forecast: turbulence, computed or from files; traffic, read or simulated; weather."""
+"""What is forecast: flows, computed or read; traffic, read or simulated; taxis; weather."""
 
 from sdkd_plugin.data.latitude import latitude_weighted_rmse, latitude_weights
 from sdkd_plugin.data.navier_stokes import navier_stokes
 from sdkd_plugin.data.rayleigh_benard import nusselt_number, rayleigh_benard
+from sdkd_plugin.data.sensors import TrafficData
 from sdkd_plugin.data.taxibj import TaxiFlows, read_taxibj
 from sdkd_plugin.data.traffic import find_traffic, read_csv_pair, read_los_loop
-from sdkd_plugin.data.traffic_data import TrafficData
 from sdkd_plugin.data.traffic_simulator import simulate_traffic
 from sdkd_plugin.data.trajectories import read_trajectories
 from sdkd_plugin.data.weatherbench import WeatherData, read_weatherbench

@@ -1,11 +1,7 @@
 """The cell transmission model of road traffic, on any network of merges and diverges.
 
-What lives here: :class:`RoadNetwork`, one step of the model (:func:`cell_flows`), and its run over
-time (:func:`transmit`).
-What doesn't: which roads there are, who drives when, and what a detector makes of it
-(``road_network``, ``traffic_simulator``).
-
-Units: miles, hours, vehicles.
+Units: miles, hours, vehicles. The roads are in `road_network`, demand and detectors in
+`traffic_simulator`.
 """
 
 from dataclasses import dataclass
@@ -14,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
-
-from sdkd_plugin._checks import check_positive, check_shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,30 +21,21 @@ class RoadNetwork:
     exactly one junction at either end.
 
     Args:
-        length: miles, ``(cells,)``.
-        free_speed: miles an hour, ``(cells,)``.
-        capacity: vehicles an hour over all lanes, ``(cells,)``.
-        jam_density: vehicles a mile over all lanes, ``(cells,)``.
-        links: from and to, ``(links, 2)``.
-        merges: from the main road, from the ramp, and to, ``(merges, 3)``.
-        priority: the share of a contested merge that the main road gets, ``(merges,)``, in (0, 1).
-        diverges: from, to the main road, and to the ramp, ``(diverges, 3)``.
-        split: the share that takes the ramp, ``(diverges,)``, in (0, 1).
-        turning_lane: true where those who take the ramp queue in a lane of their own, so that
-            neither way blocks the other, ``(diverges,)``; false for first in, first out.
-        sources: cells that drivers enter from a queue outside, ``(sources,)``.
-        sinks: cells that drivers leave unhindered, ``(sinks,)``.
+        length: miles.
+        free_speed: miles an hour.
+        capacity: vehicles an hour over all lanes.
+        jam_density: vehicles a mile over all lanes.
+        links: from and to.
+        merges: from the main road, from the ramp, and to.
+        priority: the share of a contested merge that the main road gets, in (0, 1).
+        diverges: from, to the main road, and to the ramp.
+        split: the share that takes the ramp, in (0, 1).
+        turning_lane: true where drivers to the ramp queue in a lane of their own, so that neither
+            way blocks the other; false for first in, first out.
+        sources: cells that drivers enter from a queue outside.
+        sinks: cells that drivers leave unhindered.
 
-    Raises:
-        ValueError: where a number is out of range or a cell has not one junction at either end.
-
-    Example:
-        >>> RoadNetwork.straight(3).wave_speed.round(1)
-        array([12.6, 12.6, 12.6])
-
-    Source:
-        Daganzo, The cell transmission model, Transportation Research B 28 (1994) 269-287, and
-        part II: Network traffic, 29 (1995) 79-93.
+    Source: Daganzo, Transportation Research B 28 (1994) 269-287 and 29 (1995) 79-93.
     """
 
     length: Float[np.ndarray, " cells"]
@@ -65,61 +50,6 @@ class RoadNetwork:
     turning_lane: Bool[np.ndarray, " diverges"]
     sources: Int[np.ndarray, " sources"]
     sinks: Int[np.ndarray, " sinks"]
-
-    def __post_init__(self) -> None:
-        for name in ("length", "free_speed", "capacity", "jam_density"):
-            values = getattr(self, name)
-            check_shape(name, values.shape, self.length.shape, "as `length` has")
-            if not (np.isfinite(values) & (values > 0)).all():
-                raise ValueError(f"`{name}` is {values}, expected finite numbers above 0.")
-        if not (self.jam_density > self.capacity / self.free_speed).all():
-            raise ValueError(
-                "`jam_density` must lie above `capacity / free_speed`, the density at capacity."
-            )
-        check_shape("turning_lane", self.turning_lane.shape, (len(self.diverges),))
-        for name, junctions in (("priority", self.merges), ("split", self.diverges)):
-            values = getattr(self, name)
-            check_shape(name, values.shape, (len(junctions),), "one number for each junction")
-            if not ((values > 0) & (values < 1)).all():
-                raise ValueError(f"`{name}` is {values}, expected shares above 0 and below 1.")
-        ends = {
-            "downstream": (self.links[:, 0], self.merges[:, :2], self.diverges[:, 0], self.sinks),
-            "upstream": (self.links[:, 1], self.merges[:, 2], self.diverges[:, 1:], self.sources),
-        }
-        for end, cells in ends.items():
-            joined = np.sort(np.concatenate([each.ravel() for each in cells]))
-            if not np.array_equal(joined, np.arange(len(self.length))):
-                raise ValueError(
-                    f"junctions hold the {end} ends of cells {joined.tolist()}, expected each of "
-                    f"0 to {len(self.length) - 1} exactly once."
-                )
-
-    @classmethod
-    def straight(
-        cls,
-        cells: int,
-        *,
-        length: float = 0.3,
-        free_speed: float = 65.0,
-        capacity: float = 6000.0,
-        jam_density: float = 570.0,
-    ) -> "RoadNetwork":
-        """One road without ramps: a source, ``cells`` equal cells in a row, a sink."""
-        order = np.arange(cells)
-        return cls(
-            length=np.full(cells, length),
-            free_speed=np.full(cells, free_speed),
-            capacity=np.full(cells, capacity),
-            jam_density=np.full(cells, jam_density),
-            links=np.stack([order[:-1], order[1:]], axis=1),
-            merges=np.empty((0, 3), dtype=np.int64),
-            priority=np.empty(0),
-            diverges=np.empty((0, 3), dtype=np.int64),
-            split=np.empty(0),
-            turning_lane=np.empty(0, dtype=bool),
-            sources=order[:1],
-            sinks=order[-1:],
-        )
 
     @property
     def wave_speed(self) -> Float[np.ndarray, " cells"]:
@@ -153,12 +83,11 @@ class RoadNetwork:
 
 
 class TrafficHistory(NamedTuple):
-    """What :func:`transmit` saw, with one row for each interval.
+    """What :func:`transmit` measured, with one row for each interval.
 
-    ``speed`` is the distance driven over the time spent (miles an hour, Edie's definition) and
-    ``flow`` the vehicles an hour that left a cell, both means over the interval; ``vehicles`` is
-    the count at its end. ``arrived`` (those that wanted to enter), ``left`` and ``waiting`` (in
-    queues outside) are totals of the network: arrived = left + waiting + vehicles.sum() - initial.
+    ``speed`` is the distance driven over the time spent (miles an hour, Edie's definition),
+    ``flow`` the vehicles an hour that left a cell, ``vehicles`` the count at the end. Totals:
+    ``arrived`` (at the sources) = ``left`` + ``waiting`` (outside) + vehicles.sum() - initial.
     """
 
     speed: Float[np.ndarray, "intervals cells"]
@@ -170,7 +99,7 @@ class TrafficHistory(NamedTuple):
 
 
 class CellFlows(NamedTuple):
-    """Vehicles that cross each cell's downstream and upstream end in one step, ``(cells,)``."""
+    """Vehicles that cross each cell's downstream and upstream end in one step."""
 
     out: Float[np.ndarray, " cells"]
     into: Float[np.ndarray, " cells"]
@@ -183,37 +112,17 @@ def cell_flows(
     time_step: float,
     capacity: Float[np.ndarray, " cells"] | None = None,
 ) -> CellFlows:
-    """Vehicles that move in one step of the cell transmission model.
+    """Vehicles that move in one step of the cell transmission model, of ``time_step`` hours.
 
     With S = min(v dt n / L, Q dt), what a cell can send, and R = min(Q dt, w dt (N - n / L)), what
     it can receive (free speed v, wave speed w, capacity Q, jam density N, length L):
 
     - link a -> b: min(S_a, R_b);
     - diverge, first in first out: y = min(S, R_main / (1 - split), R_ramp / split) leave, so that
-      a blocked ramp blocks the road; with a turning lane min((1 - split) S, R_main) and
-      min(split S, R_ramp) do, each way for itself;
+      a full ramp blocks the road; with a turning lane min((1 - split) S, R_main) and
+      min(split S, R_ramp) do;
     - merge: all that is sent, where it fits; else mid(S_main, R - S_ramp, priority R), and the
       ramp gets the rest.
-
-    Args:
-        network: the roads.
-        vehicles: in each cell, ``(cells,)``.
-        waiting: who wants to enter at each source in this step, ``(sources,)``.
-        time_step: hours; no cell may be shorter than free speed x time step.
-        capacity: in place of the network's own, during incidents; vehicles an hour.
-
-    Returns:
-        What leaves and what enters each cell.
-
-    Example:
-        >>> flows = cell_flows(
-        ...     RoadNetwork.straight(2), np.array([10.0, 0.0]), np.array([3.0]), time_step=0.004
-        ... )
-        >>> flows.out.round(2), flows.into.round(2)
-        (array([8.67, 0.  ]), array([3.  , 8.67]))
-
-    Source:
-        Daganzo 1994 (links) and 1995 (merges and diverges).
     """
     most = (network.capacity if capacity is None else capacity) * time_step
     send = np.minimum(vehicles * (network.free_speed * time_step / network.length), most)
@@ -237,7 +146,7 @@ def cell_flows(
 
     main, ramp, end = network.merges.T
     space = receive[end]
-    # min(S, max(R - S', p R)) is the mid of the three where they contest, and S where they don't.
+    # min(S, max(R - S', p R)) is the mid of the three where not all fits, and S where it does.
     first = np.minimum(send[main], np.maximum(space - send[ramp], network.priority * space))
     second = np.minimum(send[ramp], space - first)
     out[main], out[ramp] = first, second
@@ -258,41 +167,21 @@ def transmit(
     initial: Float[np.ndarray, " cells"] | None = None,
     progress: bool = False,
 ) -> TrafficHistory:
-    """Run the cell transmission model over time.
+    """Run the cell transmission model over time. Drivers who cannot enter wait outside.
 
-    Who cannot enter waits outside in a queue without bounds, so that no demand is lost.
-
-    Args:
-        network: the roads.
-        demand: arrivals at each source, vehicles an hour, constant over an interval.
-        interval: hours for each row of ``demand`` and of the answer.
-        steps: time steps in an interval.
-        capacity: vehicles an hour in each interval, in place of the network's own and not above it;
-            incidents and bad weather are written so.
-        initial: vehicles in each cell at the start; empty roads where None.
-        progress: show a bar where it takes longer than a second.
-
-    Returns:
-        Speeds, flows and counts of every cell, and the totals of the network.
-
-    Raises:
-        ValueError: if the time step is too long for a cell (the Courant-Friedrichs-Lewy
-            condition), a shape is wrong, or demand, capacity or the initial state out of range.
-
-    Example:
-        >>> history = transmit(RoadNetwork.straight(5), np.full((12, 1), 3000.0))
-        >>> history.speed[-1].round(6)
-        array([65., 65., 65., 65., 65.])
+    ``demand`` is arrivals at each source in vehicles an hour, ``interval`` the hours of its rows.
+    ``capacity``, at most the network's own, replaces it during incidents; ``initial`` counts
+    vehicles in each cell, none where None. The step, ``interval / steps``, must be
+    shorter than any cell takes at free speed or wave speed.
     """
-    cells = len(network.length)
-    vehicles = np.zeros(cells) if initial is None else initial.copy()
     time_step = interval / steps
-    _check_run(network, demand, time_step, capacity, vehicles)
+    intervals, cells = len(demand), len(network.length)
+    vehicles = np.zeros(cells) if initial is None else initial.copy()
     waiting = np.zeros(len(network.sources))
-    speed, flow, counts = (np.empty((len(demand), cells)) for _ in range(3))
-    left, queued = np.empty(len(demand)), np.empty(len(demand))
-    gone = 0.0
-    for row, rates in enumerate(tqdm(demand, "traffic", disable=not progress, delay=1)):
+    speed, flow, counts = (np.empty((intervals, cells)) for _ in range(3))
+    left, queued, gone = np.empty(intervals), np.empty(intervals), 0.0
+    bar = tqdm(demand, "traffic", disable=None if progress else True, delay=1)
+    for row, rates in enumerate(bar):
         moved, present = np.zeros(cells), np.zeros(cells)
         limit = None if capacity is None else capacity[row]
         for _ in range(steps):
@@ -311,42 +200,3 @@ def transmit(
         left[row], queued[row] = gone, waiting.sum()
     arrived = np.cumsum(demand.sum(axis=1)) * interval
     return TrafficHistory(speed, flow, counts, arrived, left, queued)
-
-
-def _check_run(
-    network: RoadNetwork,
-    demand: np.ndarray,
-    time_step: float,
-    capacity: np.ndarray | None,
-    vehicles: np.ndarray,
-) -> None:
-    check_positive("interval / steps", time_step)
-    fastest = np.maximum(network.free_speed, network.wave_speed)
-    courant = float((fastest * time_step / network.length).max())
-    if courant > 1 + 1e-9:
-        raise ValueError(
-            f"a time step of {time_step * 3600:g} s takes traffic {courant:.3g} cells far, expected"
-            " at most one; raise `steps` or lengthen the cells."
-        )
-    if demand.ndim != 2 or demand.shape[1] != len(network.sources):
-        raise ValueError(
-            f"`demand` has shape {demand.shape}, expected (intervals, {len(network.sources)}), one "
-            "column for each source."
-        )
-    if not (np.isfinite(demand) & (demand >= 0)).all():
-        raise ValueError("`demand` has values below 0 or not finite, expected vehicles an hour.")
-    most = network.jam_density * network.length
-    if vehicles.shape != most.shape or not ((vehicles >= 0) & (vehicles <= most)).all():
-        raise ValueError(
-            f"`initial` of shape {vehicles.shape} is out of range, expected {most.shape} counts "
-            "from 0 to jam density x length."
-        )
-    if capacity is None:
-        return
-    if capacity.shape != (len(demand), len(most)):
-        raise ValueError(
-            f"`capacity` has shape {capacity.shape}, expected {(len(demand), len(most))}, one row "
-            "for each row of `demand` and one column for each cell."
-        )
-    if not ((capacity >= 0) & (capacity <= network.capacity)).all():
-        raise ValueError("`capacity` is out of range, expected 0 to the network's own capacity.")

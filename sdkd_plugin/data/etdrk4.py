@@ -1,7 +1,4 @@
-"""A time step of fourth order for what diffuses fast and flows slowly.
-
-Here lives the scheme that the solvers share; what flows is theirs.
-"""
+"""The time step of fourth order that both solvers take."""
 
 import math
 from collections.abc import Callable
@@ -15,15 +12,10 @@ Map = Callable[[Tensor], Tensor]
 def etdrk4(diffusion: Tensor, tendency: Map, cast: Map, dt: float) -> Map:
     """The map from a state to the state one step later, of ``du/dt = diffusion u + tendency(u)``.
 
-    Diffusion is exact; the tendency is explicit, in four stages.
+    Diffusion is exact; the tendency is explicit, in four stages. ``cast`` brings real factors to
+    the state's dtype and device.
 
-    Args:
-        diffusion: real factor of each coefficient of the state, float64.
-        tendency: everything else that changes a state.
-        cast: brings factors to the state's dtype and device.
-        dt: the time step.
-
-    Source: Cox & Matthews 2002; the coefficients as Kassam & Trefethen 2005.
+    Source: Cox and Matthews 2002; the coefficients as in Kassam and Trefethen 2005.
     """
     z = diffusion * dt
     q, f1, f2, f3 = (cast(dt * c) for c in etdrk4_coefficients(z))
@@ -45,9 +37,8 @@ def etdrk4(diffusion: Tensor, tendency: Map, cast: Map, dt: float) -> Map:
 def etdrk4_coefficients(z: Tensor) -> list[Tensor]:
     """Weights of the half step and of the first, both middle and the last stage, for real z.
 
-    Each is the mean of its formula over the unit circle around z: evaluated at z itself the
-    numerators cancel to nothing for small z. Conjugate points have conjugate values, so the real
-    part over the upper half circle suffices.
+    Each is the mean of its formula over the unit circle around z, because at small z the
+    numerators cancel. By symmetry the real part over the upper half circle suffices.
     """
     points = 32
     sums = [torch.zeros_like(z) for _ in range(4)]

@@ -1,8 +1,4 @@
-"""Errors on the globe, where a row of the grid counts for less the nearer it is to a pole.
-
-Here live the area weights of a grid of latitudes and the error that WeatherBench reports. The
-fields come from `weatherbench`; errors on flat grids are in `report`.
-"""
+"""Errors on the globe, where a grid cell is the smaller the nearer it is to a pole."""
 
 import math
 
@@ -14,19 +10,13 @@ from sdkd_plugin._checks import check_shape
 
 
 def latitude_weights(latitude: Float[Tensor, " lat"]) -> Float[Tensor, " lat"]:
-    """The area of a grid cell in each row, over the mean area.
+    """The area of a grid cell in each row, divided by the mean area.
 
     Formula: ``w_i ~ sin(upper edge of row i) - sin(lower edge)``, edges halfway between rows and
     at the poles. On WeatherBench's equiangular grids this is ``cos(latitude)`` over its mean.
 
-    Args:
-        latitude: degrees north, ascending or descending.
-
-    Returns:
-        Weights of mean 1, in the dtype of ``latitude``.
-
     Raises:
-        ValueError: if latitudes do not ascend or descend or leave [-90, 90].
+        ValueError: unless latitudes ascend or descend, in degrees north from -90 to 90.
 
     Example:
         >>> latitude_weights(torch.tensor([-45.0, 45.0]))
@@ -39,10 +29,8 @@ def latitude_weights(latitude: Float[Tensor, " lat"]) -> Float[Tensor, " lat"]:
             f"`latitude` is {latitude.tolist()}, expected degrees in [-90, 90] that ascend or "
             "descend."
         )
-    sign = -1.0 if len(latitude) > 1 and bool(steps[0] < 0) else 1.0
-    pole = latitude.new_tensor([sign * 90.0])
-    inner = (latitude[1:] + latitude[:-1]) / 2
-    edges = torch.cat([-pole, inner, pole]).double()
+    pole = latitude.new_tensor([-90.0 if bool((steps < 0).any()) else 90.0])
+    edges = torch.cat([-pole, (latitude[1:] + latitude[:-1]) / 2, pole]).double()
     areas = torch.sin(edges * math.pi / 180).diff().abs()
     return (areas / areas.mean()).to(latitude.dtype)
 
@@ -52,18 +40,15 @@ def latitude_weighted_rmse(
     truth: Float[Tensor, "*times channels lat lon"],
     latitude: Float[Tensor, " lat"],
 ) -> Float[Tensor, " channels"]:
-    """The root mean square error of each channel, every cell weighted by its area.
+    """The root mean square error of each channel, with grid cells weighted by their areas.
 
     Formula: ``sqrt(mean over times, lat, lon of w_lat (forecast - truth)^2)``, w from
     :func:`latitude_weights`. The mean over times is under the root, as in WeatherBench 2.
 
     Args:
-        forecast: fields; all axes before the channels count as times.
-        truth: as ``forecast``.
+        forecast: fields; all axes before the channels are times.
+        truth: fields of the same shape.
         latitude: degrees north of each row.
-
-    Returns:
-        In the channels' units.
 
     Raises:
         ValueError: if shapes do not match.
@@ -73,8 +58,7 @@ def latitude_weighted_rmse(
         >>> latitude_weighted_rmse(truth + 3, truth, torch.tensor([-45.0, 45.0]))
         tensor([3.])
 
-    Source:
-        Rasp et al., WeatherBench 2, arXiv 2308.15560, section 3.
+    Source: Rasp et al., WeatherBench 2, arXiv 2308.15560, section 3.
     """
     check_shape("truth", truth.shape, forecast.shape, "as `forecast` has")
     check_shape("latitude", latitude.shape, forecast.shape[-2:-1], "one for each row")

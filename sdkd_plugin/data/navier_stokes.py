@@ -1,8 +1,7 @@
 """Trajectories of two-dimensional turbulence, after the recipe of the Fourier neural operator.
 
-Here live the random initial fields and the data set made of them (FNO; Li et al., ICLR 2021, arXiv
-2010.08895). The solver is `vorticity`'s and files on disk are `store`'s; splitting into input and
-target frames, normalising and batching are the caller's.
+Random initial fields and the data set made of them (FNO; Li et al., ICLR 2021, arXiv 2010.08895).
+The solver is in `vorticity`, files on disk in `store`.
 """
 
 import hashlib
@@ -20,33 +19,23 @@ from tqdm import tqdm
 
 from sdkd_plugin._checks import check_choice, check_positive, check_positive_int
 from sdkd_plugin.data.store import load_or_compute
+from sdkd_plugin.data.time_stepping import check_dtype, solve_samples
 from sdkd_plugin.data.vorticity import (
     Forcing,
     Scheme,
-    check_times,
     fno_forcing,
     forcing_field,
+    scheme_times,
     solve,
 )
-
-__all__ = [
-    "FNO_SCALE",
-    "Downsampling",
-    "Forcing",
-    "Scheme",
-    "fno_forcing",
-    "gaussian_random_field",
-    "navier_stokes",
-    "solve",
-]
 
 Downsampling: TypeAlias = Literal["subsample", "truncate"]
 
 FNO_SCALE = 2 * 7.0**3
 """Covariance scale of the published FNO data, as the released generator has it. The paper prints
-7^(3/2), fields 6.1 times weaker. Repeating frame 10 over frames 11 to 20 at viscosity 1e-5 is
-0.748 off (relative L2, SpectraNet's account of the published file); 0.754 +- 0.018 off in our
-fields with this scale, 0.457 +- 0.005 with the printed one."""
+7^(3/2), which gives fields 6.1 times weaker. Repeating frame 10 over frames 11 to 20 at viscosity
+1e-5 has a relative L2 error of 0.748 on the published file (as SpectraNet reports it), of 0.754 +-
+0.018 on our fields with this scale, and of 0.457 +- 0.005 with the printed one."""
 
 SOLVER_VERSION = 1
 """Part of every cache key: raise it when the same arguments give other numbers."""
@@ -61,34 +50,14 @@ def gaussian_random_field(
     tau: float = 7.0,
     scale: float = FNO_SCALE,
 ) -> Float[Tensor, "batch n n"]:
-    """Periodic Gaussian fields of zero mean, the initial vorticity of the FNO recipe.
+    """Periodic Gaussian fields of zero mean, the initial vorticity of the FNO recipe; float64.
 
         w(x) = sum_k c_k exp(2 pi i k . x),    E |c_k|^2 = scale (4 pi^2 |k|^2 + tau^2)^(-alpha)
 
-    with independent complex normal c_k: the law N(0, scale (-Laplacian + tau^2)^(-alpha)) on any
-    grid. Modes are drawn from the largest scale to the smallest, so a generator in the same state
-    gives the same first sample on every grid, as far as the grid carries it. The Nyquist modes
-    are zero.
-
-    Args:
-        n_samples: How many fields.
-        resolution: Points along each axis, at least 4.
-        generator: A ``torch.Generator``, on whose device the fields are drawn, or a seed.
-        alpha: Smoothness: the energy of a mode falls as |k|^(-2 alpha).
-        tau: Wave number (2 pi |k|) below which the spectrum is flat.
-        scale: Factor of the covariance.
-
-    Returns:
-        Fields of shape (n_samples, resolution, resolution), float64.
-
-    Raises:
-        ValueError: for a count, resolution, ``alpha``, ``tau`` or ``scale`` out of range.
-
-    Example:
-        >>> coarse = gaussian_random_field(1, 16, generator=0)
-        >>> fine = gaussian_random_field(1, 32, generator=0)
-        >>> torch.allclose(rfft2(coarse)[0, :8, :8] * 4, rfft2(fine)[0, :8, :8])
-        True
+    with independent complex normal c_k, and no Nyquist modes. Modes are drawn from the largest
+    scale to the smallest, so those of the first sample depend on the generator's state and not on
+    the grid. ``generator`` is a ``torch.Generator``, on whose device the fields are drawn, or a
+    seed.
     """
     check_positive_int("n_samples", n_samples)
     check_positive_int("resolution", resolution, 4)
@@ -135,40 +104,36 @@ def navier_stokes(
 ) -> Float[Tensor, "n_samples time n n"]:
     """Trajectories of forced two-dimensional turbulence; the defaults are the FNO recipe's.
 
-    Sample i has a generator of its own, so it depends on ``seed`` and i, but not on how many
-    samples there are or how they are batched (but for round-off, which FFTs of another batch
-    size make differently).
+    Sample i depends on ``seed`` and i, and up to rounding not on the number of samples or the
+    batch size.
 
     Args:
-        n_samples: How many trajectories.
-        resolution: Points of the recorded fields along each axis; divides ``solver_resolution``.
-        solver_resolution: Points along each axis in the solver. The fields carry wave numbers
-            below a third of it.
+        n_samples: number of trajectories.
+        resolution: points of the recorded fields along each axis; divides ``solver_resolution``.
+        solver_resolution: points along each axis in the solver, which keeps a third of the waves.
         viscosity: nu; the published sets have 1e-3, 1e-4 and 1e-5.
-        duration: Time of the last recorded field; 50, 30 and 20 in the published sets.
-        record_interval: Time between recorded fields.
-        initial_scale: Covariance scale of the initial fields, see :data:`FNO_SCALE`.
-        forcing: As in :func:`solve`, on the solver's grid.
-        dt: As in :func:`solve`.
-        scheme: As in :func:`solve`.
-        downsampling: "subsample" takes every n-th point, as the recipe does: the fields'
-            true values, in which finer waves look like coarser ones; "truncate" drops the waves
-            that the coarse grid does not carry, so that band errors are not mixed up by aliasing.
-        seed: At least 0.
-        dtype: Precision of solver and result, torch.float32 or torch.float64; the initial fields
-            are drawn in float64.
-        device: Where the solver runs.
-        batch_size: Trajectories solved at once: the more, the more memory; a GPU wants more.
+        duration: time of the last recorded field; 50, 30 and 20 in the published sets.
+        record_interval: time between recorded fields.
+        initial_scale: covariance scale of the initial fields, see :data:`FNO_SCALE`.
+        forcing: the steady forcing: a function of x and y, a tensor on the solver's grid, or None.
+        dt: the solver's time step; None for a CFL number of 1 (of the scheme's) at speed 1.
+        scheme: "etdrk4" of fourth, "cn-heun" of second or "cn-euler", the recipe's, of first order.
+        downsampling: "subsample" takes every k-th point, as the recipe does, so that fine waves
+            alias; "truncate" drops the waves that the coarse grid does not carry.
+        seed: at least 0.
+        dtype: precision of solver and result, torch.float32 or torch.float64.
+        device: where the solver runs.
+        batch_size: trajectories solved at once; more need more memory and suit a GPU.
         cache: True keeps the result in :func:`sdkd_plugin.data.store.default_folder`, a path in
             that folder, False nowhere. Device and batch size are not part of the key.
-        progress: Show a bar on stderr once it takes longer than a second.
+        progress: show a bar on a terminal after a second.
 
     Returns:
-        Fields of shape (n_samples, duration / record_interval, resolution, resolution), on the
-        CPU. The initial fields are not among them.
+        Fields at ``duration / record_interval`` times, on the CPU, without the initial ones.
 
     Raises:
-        ValueError: as :func:`solve`, or if a cached file is damaged.
+        ValueError: for an argument out of range, times that do not divide, a step too large for
+            the flow, and a damaged cached file.
 
     Example:
         >>> settings = dict(resolution=16, solver_resolution=32, duration=2.0, cache=False)
@@ -182,8 +147,7 @@ def navier_stokes(
     check_positive_int("seed", seed, 0)
     check_positive("initial_scale", initial_scale)
     check_choice("downsampling", downsampling, get_args(Downsampling))
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`dtype` is {dtype}, expected torch.float32 or torch.float64.")
+    check_dtype("dtype", dtype)
     check_positive("viscosity", viscosity, allow_zero=True)
     if solver_resolution % resolution:
         raise ValueError(
@@ -191,11 +155,8 @@ def navier_stokes(
             f"{solver_resolution}."
         )
     n = solver_resolution
-    records, steps = check_times(
-        duration=duration, record_interval=record_interval, dt=dt, scheme=scheme, points=n
-    )
+    times = scheme_times(scheme, n, duration, record_interval, dt)
     force = forcing_field(forcing, n, n)
-    shape = (n_samples, records, resolution, resolution)
     parameters = {
         "solver_version": SOLVER_VERSION,
         "n_samples": n_samples,
@@ -203,8 +164,8 @@ def navier_stokes(
         "solver_resolution": n,
         "viscosity": float(viscosity),
         "record_interval": float(record_interval),
-        "records": records,
-        "steps_per_record": steps,
+        "records": times.records,
+        "steps_per_record": times.steps,
         "initial_scale": float(initial_scale),
         # By value: functions that compute the same forcing are the same.
         "forcing": hashlib.sha256(force.numpy().tobytes()).hexdigest(),
@@ -213,50 +174,31 @@ def navier_stokes(
         "seed": seed,
         "dtype": str(dtype),
     }
-    # A hashed start keeps the samples of one seed apart from those of the next; consecutive
-    # numbers keep them apart from each other, where hashes might collide: PyTorch's CPU generator
-    # uses 32 bits of a seed.
-    start = int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+    def solve_batch(seeds: list[int], bar: tqdm) -> Tensor:
+        initial = [gaussian_random_field(1, n, generator=i, scale=initial_scale) for i in seeds]
+        solved = solve(
+            torch.cat(initial).to(device, dtype),
+            viscosity=viscosity,
+            duration=duration,
+            record_interval=record_interval,
+            forcing=force,
+            dt=times.dt,
+            scheme=scheme,
+            progress=bar,
+        )
+        return _downsample(solved, resolution, downsampling)
 
     def compute() -> Tensor:
-        fields = torch.empty(shape, dtype=dtype)
-        batches = range(0, n_samples, batch_size)
-        with tqdm(
-            total=len(batches) * records * steps,
-            desc="Navier-Stokes",
-            unit="step",
-            delay=1,
-            disable=not progress,
-        ) as bar:
-            for first in batches:
-                samples = range(first, min(first + batch_size, n_samples))
-                initial = [
-                    gaussian_random_field(1, n, generator=(start + i) % 2**32, scale=initial_scale)
-                    for i in samples
-                ]
-                solved = solve(
-                    torch.cat(initial).to(device, dtype),
-                    viscosity=viscosity,
-                    duration=duration,
-                    record_interval=record_interval,
-                    forcing=force,
-                    dt=record_interval / steps,
-                    scheme=scheme,
-                    progress=bar,
-                )
-                fields[samples.start : samples.stop] = _downsample(solved, resolution, downsampling)
-        return fields
+        steps = times.records * times.steps
+        return solve_samples(
+            n_samples, batch_size, seed, solve_batch, steps, "Navier-Stokes", progress
+        )
 
     if cache is False:
         return compute()
-    return load_or_compute(
-        "navier-stokes",
-        compute,
-        parameters=parameters,
-        shape=shape,
-        dtype=dtype,
-        folder=None if cache is True else cache,
-    )
+    folder = None if cache is True else cache
+    return load_or_compute("navier-stokes", compute, parameters=parameters, folder=folder)
 
 
 def _downsample(fields: Tensor, resolution: int, downsampling: Downsampling) -> Tensor:

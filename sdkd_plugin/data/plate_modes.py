@@ -1,8 +1,4 @@
-"""Between two plates: points, and the modes in which viscosity and conduction act one by one.
-
-Here live the Gauss points, Stokes modes and heat modes, all made of polynomials. What the modes do
-together is `boussinesq`'s.
-"""
+"""Between two plates: the Gauss points, and the modes of viscosity and of heat conduction."""
 
 from typing import NamedTuple
 
@@ -16,25 +12,9 @@ from sdkd_plugin._checks import check_positive_int
 
 
 def gauss_points(n: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """The solver's points between the plates, of the Gauss-Legendre rule, and their weights.
+    """Heights z between 0 and 1, ascending, and weights of the Gauss-Legendre rule; float64.
 
-        integral_0^1 f(z) dz = sum_j weights_j f(z_j)    for polynomials f of degree below 2 n
-
-    Args:
-        n: Points.
-
-    Returns:
-        Heights z from 0 to 1, rising, neither plate among them; and weights. Both float64.
-
-    Raises:
-        ValueError: for fewer than one point.
-
-    Example:
-        >>> z, weights = gauss_points(8)
-        >>> round(float(weights @ z**15), 12)
-        0.0625
-
-    Source: Trefethen (2008), Is Gauss quadrature better than Clenshaw-Curtis?, SIAM Review 50.
+    integral_0^1 f(z) dz = sum_j weights_j f(z_j)    for polynomials f of degree below 2 n
     """
     check_positive_int("n", n)
     x, weights = legendre.leggauss(n)
@@ -42,62 +22,36 @@ def gauss_points(n: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
 
 
 class HeatModes(NamedTuple):
-    """Functions of z at the Gauss points, and the rates at which they decay.
+    """Heat modes f(z) at the Gauss points, their slopes, and their rates -f'' / f."""
 
-    Attributes:
-        value: the functions f(z), of shape ``(mode, nz)``.
-        slope: df/dz.
-        rate: eigenvalues of minus the second derivative, of shape ``(mode,)``.
-    """
-
-    value: Tensor
-    slope: Tensor
-    rate: Tensor
+    value: Float[Tensor, "mode nz"]
+    slope: Float[Tensor, "mode nz"]
+    rate: Float[Tensor, " mode"]
 
 
 class StokesModes(NamedTuple):
-    """Functions of z at the Gauss points for each wave number, and the rates at which they decay.
+    """Stream functions f(z) at the Gauss points for each wave number k, and their decay rates.
 
-    Attributes:
-        value: stream functions f(z), of shape ``(wave number, mode, nz)``.
-        slope: df/dz, the velocity along x.
-        vorticity: k^2 f - d^2f/dz^2.
-        rate: eigenvalues of the Stokes operator, of shape ``(wave number, mode)``.
+    ``slope`` is df/dz, the velocity along x; ``vorticity`` is k^2 f - d^2f/dz^2.
     """
 
-    value: Tensor
-    slope: Tensor
-    vorticity: Tensor
-    rate: Tensor
+    value: Float[Tensor, "nk mode nz"]
+    slope: Float[Tensor, "nk mode nz"]
+    vorticity: Float[Tensor, "nk mode nz"]
+    rate: Float[Tensor, "nk mode"]
 
 
 def stokes_modes(k: Float[Tensor, " nk"], nz: int) -> StokesModes:
-    """How a viscous fluid between two plates comes to rest, for each wave number along x.
+    """The modes in which a viscous fluid between two plates comes to rest, slow ones first.
 
-    A mode is a stream function f(z) exp(i k x), that is, a flow u = f', w = -i k f, with f = f' = 0
-    on both plates, except that where k = 0 there may be a net flux, f(1) - f(0). With the mean
-    over the layer as inner product, modes are orthonormal, and
+    A mode is a stream function f(z) exp(i k x), a flow u = f', w = -i k f, with f = f' = 0 on both
+    plates, except that at k = 0, the first of the wave numbers, there may be a net flux, f(1) -
+    f(0); for other k the first mode is zero in its place. Modes are polynomials of degree up to two
+    thirds of the ``nz`` Gauss points, orthonormal in the mean over the layer, with
 
         rate = mean of |grad u|^2 + |grad w|^2 over the mean of |u|^2 + |w|^2
 
-    Args:
-        k: Wave numbers, the first one 0, the others above 0; float64, on the CPU.
-        nz: Gauss points, at least 8. Functions are polynomials of degree up to two thirds of it.
-
-    Returns:
-        Functions of shape (wave number, mode, nz), the slow ones first; but for k = 0 the first is
-        zero, since a net flux is no flow of such a wave number.
-
-    Raises:
-        ValueError: for fewer than 8 points.
-
-    Example:
-        >>> slow = stokes_modes(torch.tensor([0.0, 2.0], dtype=torch.float64), 16).rate[0, :2]
-        >>> torch.allclose(slow.sqrt() / torch.pi, torch.tensor([1.0, 2.0], dtype=torch.float64))
-        True
-
-    Source: Shen (1994), Efficient spectral-Galerkin method I, SIAM J. Sci. Comput. 15, for the
-    basis.
+    Source: Shen (1994), Efficient spectral-Galerkin method I, SIAM J. Sci. Comput. 15.
     """
     curvature, slope, value = _polynomials(nz)
     _, weights = gauss_points(nz)
@@ -108,7 +62,7 @@ def stokes_modes(k: Float[Tensor, " nk"], nz: int) -> StokesModes:
     combinations = torch.zeros_like(energy)
     rate = torch.ones_like(energy[..., 0])
     combinations[0], rate[0] = _eigenmodes(energy[0], dissipation[0])
-    # Without the first polynomial, the one with a net flux.
+    # Without the first polynomial, which has a net flux.
     combinations[1:, 1:, 1:], rate[1:, 1:] = _eigenmodes(
         energy[1:, 1:, 1:], dissipation[1:, 1:, 1:]
     )
@@ -117,29 +71,11 @@ def stokes_modes(k: Float[Tensor, " nk"], nz: int) -> StokesModes:
 
 
 def heat_modes(nz: int) -> HeatModes:
-    """How temperature between two plates evens out: f = 0 on both, f'' = -rate f, orthonormal.
+    """The modes in which temperature evens out: f = 0 on both plates, f'' = -rate f, orthonormal.
 
-    These are sin(m pi z) as far as polynomials have them. Unlike the sines they span all
-    polynomials that vanish on the plates, so that expansions converge faster than any power. A
-    wave number k along x adds k^2 to all rates.
-
-    Args:
-        nz: Gauss points, at least 8. Functions are polynomials of degree up to two thirds of it.
-
-    Returns:
-        Functions of shape (mode, nz), the slow ones first, as many as Stokes modes.
-
-    Raises:
-        ValueError: for fewer than 8 points.
-
-    Example:
-        >>> z, _ = gauss_points(24)
-        >>> first = heat_modes(24).value[0]
-        >>> sine = 2**0.5 * torch.sin(torch.pi * z)
-        >>> torch.allclose(first * first[0].sign(), sine)
-        True
-
-    Source: Shen (1994), Efficient spectral-Galerkin method I, SIAM J. Sci. Comput. 15.
+    They approximate sin(m pi z), slow ones first, as many as :func:`stokes_modes`. Unlike the
+    sines they span all polynomials that vanish on the plates, so that expansions converge
+    spectrally. A wave number k along x adds k^2 to all rates.
     """
     slope, value, _ = _polynomials(nz)
     _, weights = gauss_points(nz)
@@ -152,7 +88,7 @@ def _polynomials(nz: int) -> list[Tensor]:
     """L_j, its first and its second integral from z = 0, for j = 1 to n, at the Gauss points.
 
     L_j are the Legendre polynomials, orthonormal over 0 < z < 1. First integrals vanish on both
-    plates. So do second ones and their slopes, but for j = 1: that is the one with a net flux.
+    plates; second ones and their slopes too, except for j = 1, which has a net flux.
     """
     check_positive_int("nz", nz, 8)
     # The highest product, of w, T and a mode's slope, is of degree 3 n + 3: below 2 nz.
@@ -169,8 +105,8 @@ def _polynomials(nz: int) -> list[Tensor]:
 
 def _eigenmodes(energy: Tensor, dissipation: Tensor) -> tuple[Tensor, Tensor]:
     """Combinations v, as rows, with dissipation v = rate energy v and v . energy v = 1; rates."""
-    # By the dissipation's factor and not the energy's: it is nearly the identity, and the slow
-    # modes, which carry the flow, come out to rounding.
+    # The dissipation is nearly the identity: with its factor, and not the energy's, the slow modes,
+    # which carry the flow, are exact to rounding.
     factor = torch.linalg.cholesky(dissipation)
     half = torch.linalg.solve_triangular(factor, energy, upper=False)
     whole = torch.linalg.solve_triangular(factor, half.mT, upper=False)

@@ -1,8 +1,7 @@
 """Trajectories of Rayleigh-Benard convection: a layer of fluid, heated below and cooled above.
 
-Here live the random initial fields, the data set made of them, and Nusselt numbers. The equations,
-their units and the solver are `boussinesq`'s; splitting into input and target frames, normalising
-and batching are the caller's.
+Random initial fields, the data set made of them, and Nusselt numbers. The equations, their units
+and the solver are in `boussinesq`.
 """
 
 import math
@@ -17,25 +16,16 @@ from torch.fft import irfft
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_choice, check_finite, check_positive, check_positive_int
-from sdkd_plugin.data.boussinesq import check_steps, solve
+from sdkd_plugin.data.boussinesq import convection_times, solve
 from sdkd_plugin.data.plate_modes import gauss_points
-
-__all__ = [
-    "Grid",
-    "Surface",
-    "gauss_points",
-    "nusselt_number",
-    "perturbed_conduction",
-    "rayleigh_benard",
-    "solve",
-]
+from sdkd_plugin.data.time_stepping import check_dtype, solve_samples, times_in
 
 Grid: TypeAlias = Literal["uniform", "gauss"]
 Surface: TypeAlias = Literal["volume", "bottom", "top"]
 
-# Initial perturbations: waves down to a quarter of the plates' distance, along and across.
+# Initial perturbations have waves down to a quarter of the plates' distance, along and across.
 _WAVES = 4
-# Heights, besides the plate's own, through which a polynomial gives the gradient at the plate.
+# Points of the polynomial that gives the gradient at a plate, the plate itself not counted.
 _STENCIL = 6
 
 
@@ -47,32 +37,13 @@ def perturbed_conduction(
     aspect_ratio: float = 2.0,
     amplitude: float = 0.05,
 ) -> Float[Tensor, "batch 3 nx nz"]:
-    """Fluid at rest in which heat is conducted, and random waves of temperature over it.
+    """Fluid at rest that conducts heat, with random waves of temperature added; float64.
 
         T = 1 - z + amplitude sqrt(2 / n) sum_km (a_km cos(2 pi k x / L) + b_km sin(2 pi k x / L))
             sin(pi m z)
 
-    with independent standard normal a and b for the n pairs of k = 1 to 4 L and m = 1 to 4: the
-    root mean square of the waves is ``amplitude``, on average, and they do not depend on the
-    grid, as far as it carries them.
-
-    Args:
-        n_samples: How many fields.
-        resolution: Points along x, at least 4, and across, at :func:`gauss_points`, at least 8.
-        generator: A ``torch.Generator``, on whose device the fields are drawn, or a seed.
-        aspect_ratio: Period L along x, in plate distances.
-        amplitude: Root mean square of the waves, in temperature differences of the plates.
-
-    Returns:
-        Temperature and the two velocities, which are 0, as :func:`solve` takes them; float64.
-
-    Raises:
-        ValueError: for a count, a resolution, a length or an amplitude out of range.
-
-    Example:
-        >>> fields = perturbed_conduction(2, (32, 16), generator=0)
-        >>> fields.shape, float(fields[:, 1:].abs().max())
-        (torch.Size([2, 3, 32, 16]), 0.0)
+    with independent standard normal a and b for the n pairs of k = 1 to 4 L and m = 1 to 4, L the
+    aspect ratio, on any grid as far as it carries them. ``generator`` may be a seed.
     """
     check_positive_int("n_samples", n_samples)
     nx, nz = resolution
@@ -121,45 +92,39 @@ def rayleigh_benard(
 ) -> Float[Tensor, "n_samples time channels nx nz"]:
     """Trajectories of two-dimensional convection between no-slip plates of fixed temperatures.
 
-    Units are `boussinesq`'s: plate distance, temperature difference, free-fall time. The lower
-    plate has temperature 1, the upper one 0. Sample i has a generator of its own, so it depends on
-    ``seed`` and i, but not on how many samples there are or how they are batched (but for
-    round-off, which a chaotic flow enlarges with time).
+    Units are plate distance, temperature difference and free-fall time. Sample i depends on
+    ``seed`` and i, and not on the number of samples or the batch size up to rounding, which a
+    chaotic flow enlarges with time.
 
     Args:
-        n_samples: How many trajectories.
+        n_samples: number of trajectories.
         rayleigh: Ra, above 0; convection sets in at 1707.762.
         prandtl: Pr = viscosity / diffusivity; air 0.7, water 7.
-        aspect_ratio: Period along x, in plate distances.
-        resolution: Points of the recorded fields along x, a divisor of the solver's, and across.
-        solver_resolution: Points along x and across in the solver, see :func:`solve`. Fields
-            carry wave numbers below a third of the first and polynomials of two thirds of the
-            second. A free-fall time after the same developed flow, temperatures differ from those
-            on 192 x 96 points by a relative 1e-4 at Ra 1e5 on 64 x 32 points, 4e-6 at Ra 1e6 and
-            1e-3 at Ra 1e7 on 128 x 64 (Pr 1).
-        spin_up: Time before the recorded part, in which convection sets in; a multiple of
-            ``record_interval``.
-        duration: Time from there to the last recorded field.
-        record_interval: Time between recorded fields.
-        initial_amplitude: As ``amplitude`` in :func:`perturbed_conduction`.
-        velocity: Record the velocities along x and z too.
-        dt: As in :func:`solve`.
-        seed: At least 0.
-        dtype: Precision of solver and result, torch.float32 or torch.float64; the initial fields
-            are drawn in float64.
-        device: Where the solver runs.
-        batch_size: Trajectories solved at once: the more, the more memory; a GPU wants more.
-        progress: Show a bar on stderr once it takes longer than a second.
+        aspect_ratio: period along x, in plate distances.
+        resolution: points of the recorded fields along x, a divisor of the solver's, and across.
+        solver_resolution: points along x and across in the solver. A free-fall time after the same
+            developed flow, temperatures differ from those on 192 x 96 points by a relative 1e-4
+            at Ra 1e5 on 64 x 32 points, 4e-6 at Ra 1e6 and 1e-3 at Ra 1e7 on 128 x 64 (Pr 1).
+        spin_up: time before the recorded part, a multiple of ``record_interval``.
+        duration: time from there to the last recorded field.
+        record_interval: time between recorded fields.
+        initial_amplitude: root mean square of the initial waves, in temperature differences.
+        velocity: record the velocities along x and z too.
+        dt: the solver's time step; None for a CFL number of 1 at the free-fall speed.
+        seed: at least 0.
+        dtype: precision of solver and result, torch.float32 or torch.float64.
+        device: where the solver runs.
+        batch_size: trajectories solved at once; more need more memory and suit a GPU.
+        progress: show a bar on a terminal after a second.
 
     Returns:
-        Shape (n_samples, duration / record_interval, channels, nx, nz), on the CPU, the channels
-        temperature and, if wanted, the velocities along x and z. Point i along x is at
-        i aspect_ratio / nx; point j across at (j + 1/2) / nz, from the hot plate to the cold one,
-        where the cosine transform (``GridTransform(..., boundary="reflect")``) wants it. Values
-        are those of the solver's waves and polynomials at these points.
+        Temperature and, if wanted, the velocities along x and z, on the CPU. Point i along x is at
+        i aspect_ratio / nx, point j across at (j + 1/2) / nz from the hot plate, as
+        ``GridTransform(..., boundary="reflect")`` needs it.
 
     Raises:
-        ValueError: as :func:`solve`, and for a resolution or a ``spin_up`` that does not divide.
+        ValueError: for an argument out of range, times or a resolution that do not divide, and a
+            step too large for the flow.
 
     Example:
         >>> settings = dict(rayleigh=1e4, resolution=(16, 8), solver_resolution=(16, 12))
@@ -171,14 +136,12 @@ def rayleigh_benard(
     check_positive_int("seed", seed, 0)
     check_positive("initial_amplitude", initial_amplitude, allow_zero=True)
     check_positive("spin_up", spin_up, allow_zero=True)
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`dtype` is {dtype}, expected torch.float32 or torch.float64.")
+    check_dtype("dtype", dtype)
     for points in resolution:
         check_positive_int("resolution", points)
-    records, steps = check_steps(
-        rayleigh=rayleigh,
-        prandtl=prandtl,
-        aspect_ratio=aspect_ratio,
+    flow = {"rayleigh": rayleigh, "prandtl": prandtl, "aspect_ratio": aspect_ratio}
+    times = convection_times(
+        **flow,
         resolution=solver_resolution,
         duration=duration,
         record_interval=record_interval,
@@ -190,51 +153,29 @@ def rayleigh_benard(
             f"`resolution` has {nx} points along x, expected a divisor of those of "
             f"`solver_resolution`, {solver_nx}."
         )
-    skipped = round(spin_up / record_interval)
-    if abs(skipped * record_interval - spin_up) > 1e-9 * spin_up:
-        raise ValueError(
-            f"`spin_up` is {spin_up!r}, expected a multiple of `record_interval` "
-            f"{record_interval!r}; the nearest one is {skipped * record_interval!r}."
-        )
-    # Hashed and then counted up, as in `navier_stokes`, so that no two seeds share samples.
-    start = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    skipped = times_in("record_interval", record_interval, "spin_up", spin_up) if spin_up else 0
+    records = skipped + times.records
     heights = (np.arange(nz) + 0.5) / nz
     to_heights = _interpolation(solver_nz, heights).to(device, dtype)
     channels = 3 if velocity else 1
-    fields = torch.empty(n_samples, records, channels, nx, nz, dtype=dtype)
-    batches = range(0, n_samples, batch_size)
-    with tqdm(
-        total=len(batches) * (skipped + records) * steps,
-        desc="Rayleigh-Benard",
-        unit="step",
-        delay=1,
-        disable=not progress,
-    ) as bar:
-        for first in batches:
-            samples = range(first, min(first + batch_size, n_samples))
-            initial = [
-                perturbed_conduction(
-                    1,
-                    solver_resolution,
-                    generator=(start + i) % 2**32,
-                    aspect_ratio=aspect_ratio,
-                    amplitude=initial_amplitude,
-                )
-                for i in samples
-            ]
-            solved = solve(
-                torch.cat(initial).to(device, dtype),
-                rayleigh=rayleigh,
-                prandtl=prandtl,
-                aspect_ratio=aspect_ratio,
-                duration=(skipped + records) * record_interval,
-                record_interval=record_interval,
-                dt=record_interval / steps,
-                progress=bar,
-            )
-            coarse = solved[:, skipped:, :channels, :: solver_nx // nx]
-            fields[samples.start : samples.stop] = coarse @ to_heights
-    return fields
+    waves = {"aspect_ratio": aspect_ratio, "amplitude": initial_amplitude}
+
+    def solve_batch(seeds: list[int], bar: tqdm) -> Tensor:
+        initial = [perturbed_conduction(1, solver_resolution, generator=i, **waves) for i in seeds]
+        solved = solve(
+            torch.cat(initial).to(device, dtype),
+            **flow,
+            duration=records * record_interval,
+            record_interval=record_interval,
+            dt=times.dt,
+            progress=bar,
+        )
+        return solved[:, skipped:, :channels, :: solver_nx // nx] @ to_heights
+
+    steps = records * times.steps
+    return solve_samples(
+        n_samples, batch_size, seed, solve_batch, steps, "Rayleigh-Benard", progress
+    )
 
 
 def nusselt_number(
@@ -245,26 +186,20 @@ def nusselt_number(
     through: Surface = "volume",
     grid: Grid = "uniform",
 ) -> Float[Tensor, "*batch"]:
-    """The heat that passes the layer, as a multiple of what conduction alone would carry.
+    """The heat that passes the layer, as a multiple of the heat that conduction alone carries.
 
         volume: Nu = 1 + sqrt(Ra Pr) <w T>;    bottom, top: Nu = -<dT/dz> at that plate
 
-    1 in fluid at rest. In a steady flow the three agree, in others their means over time do.
+    The three agree in a steady flow, and in others their means over time.
 
     Args:
-        fields: Temperature and, for "volume", the velocities along x and z, in units of
-            `boussinesq`: what :func:`rayleigh_benard` (with ``velocity=True``) or :func:`solve`
-            returns.
+        fields: temperature and, for "volume", the velocities along x and z.
         rayleigh: Ra of the flow.
         prandtl: Pr of the flow.
-        through: Where the heat passes: averaged over the "volume", or at a plate, "bottom" or
-            "top", where the gradient is that of a polynomial through the plate's temperature and
-            the six nearest points.
-        grid: Heights of the points: "uniform" as :func:`rayleigh_benard`, "gauss" as
-            :func:`solve` returns them, which is far more accurate.
-
-    Returns:
-        One number a field.
+        through: "volume" averages over the layer; "bottom" and "top" take the gradient at a plate,
+            of a polynomial through the plate's temperature and the six nearest points.
+        grid: heights of the points: "uniform" as :func:`rayleigh_benard` returns them, or the
+            solver's own, "gauss", which is far more accurate.
 
     Raises:
         ValueError: for an unknown option, a missing velocity, and values that are not finite.
@@ -285,8 +220,8 @@ def nusselt_number(
     if channels not in (1, 3) or (through == "volume" and channels != 3):
         raise ValueError(
             f"`fields` has {channels} channels, expected temperature and two velocities; record "
-            "them with `velocity=True`, or ask for the heat through 'bottom' or 'top', for which "
-            "temperature will do."
+            "them with `velocity=True`, or take `through='bottom'` or 'top', which need only "
+            "temperature."
         )
     check_finite("fields", fields)
     z, weights = gauss_points(nz)
@@ -299,7 +234,7 @@ def nusselt_number(
         return 1 + math.sqrt(rayleigh * prandtl) * flux
     profile = temperature.mean(-2)
     if through == "top":
-        # Upside down and with the sign changed: warmth above cold is cold above warmth.
+        # Turned upside down, with the temperatures of the plates exchanged.
         profile = 1 - profile.flip(-1)
     points = min(_STENCIL, nz)
     return (1 - profile[..., :points]) @ _slope_weights(z[:points]).to(fields)

@@ -1,15 +1,14 @@
-"""Arrays on disk, each under a key of all the parameters it was computed from.
-
-Here live the key, the atomic write and the verified read. What is computed, and from which
-parameters, is the caller's: nothing here knows of Navier-Stokes, traffic or teachers. Files are
-safetensors, so reading one executes nothing.
-"""
+"""Arrays on disk as safetensors, each under a key of all the parameters it was computed from."""
 
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,43 +21,22 @@ FORMAT_VERSION = 1
 """Part of every key: raise it when the files' layout changes, and old files are left alone."""
 
 _ARRAY = "array"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}(\.\w+)?")
+_STALE = 3600.0
 
 
 def default_folder() -> Path:
-    """The folder for cached arrays: ``$SDKD_CACHE``, else ``sdkd_plugin`` in the user's cache.
-
-    The user's cache is ``$XDG_CACHE_HOME`` where that is set, else ``~/.cache``. The folder need
-    not exist: the first write creates it.
-
-    Returns:
-        The folder, with ``~`` expanded.
-
-    Example:
-        >>> default_folder().is_absolute() or "SDKD_CACHE" in os.environ
-        True
-    """
+    """``$SDKD_CACHE``, else ``sdkd_plugin`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("SDKD_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdkd_plugin"
 
 
 def parameters_key(parameters: Mapping[str, object]) -> str:
-    """The key of a set of parameters: SHA-256 of their canonical JSON and the format version.
+    """SHA-256 of the canonical JSON of a set of parameters and of the format version.
 
-    Args:
-        parameters: Names and values; values are whatever JSON can hold exactly (strings, finite
-            numbers, booleans, None, lists and mappings of these). The order does not count; 1 and
-            1.0 differ.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        ValueError: for a value that JSON cannot hold (a tensor, NaN, an object).
-
-    Example:
-        >>> parameters_key({"a": 1, "b": 2.5}) == parameters_key({"b": 2.5, "a": 1})
-        True
+    Values are what JSON holds exactly: strings, finite numbers, booleans, None, lists and mappings
+    of these; others are a ValueError. The order of names does not matter; 1 and 1.0 differ.
     """
     versioned = {"format": FORMAT_VERSION, "parameters": dict(parameters)}
     return hashlib.sha256(_canonical_json(versioned).encode()).hexdigest()
@@ -66,40 +44,38 @@ def parameters_key(parameters: Mapping[str, object]) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    r"""A temporary path with the suffix of ``path``, moved over ``path`` once the block succeeds.
+    """A temporary path with the suffix of ``path``, moved over ``path`` once the block succeeds.
 
-    Readers see the old file or the new one, never a part of one. On any exception, Ctrl-C
-    included, the temporary file is removed and ``path`` is left as it was. Folders on the way to
-    ``path`` are created.
-
-    Args:
-        path: Where the file shall be.
-
-    Yields:
-        The path to write to; it does not exist yet.
+    Readers see the old file or the whole new one. On any exception, Ctrl-C included, the temporary
+    file is removed and ``path`` is left as it was; temporary files of killed writers are removed
+    an hour later. Folders are created; permissions are those of any new file (the umask).
 
     Raises:
         FileNotFoundError: if the block ends without having written the file.
 
     Example:
-        >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "table.csv"
         >>> with atomic_path(target) as temporary:
-        ...     _ = temporary.write_text("a,b\n")
+        ...     _ = temporary.write_text("a,b")
         >>> target.read_text()
-        'a,b\n'
+        'a,b'
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
     # In the target's own folder, because a rename is atomic within one file system only.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
     try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
         if not temporary.is_file():
             raise FileNotFoundError(
                 f"nothing was written to the temporary file for {target}; write to the path that "
                 "`atomic_path` yields."
             )
+        temporary.chmod(permissions)  # safetensors makes files that only their owner may read
         # The data must be on the disk before the name points at them, or a power cut could leave
         # an empty file under the right name.
         with temporary.open("rb+") as file:
@@ -109,27 +85,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_array(
-    path: str | os.PathLike[str], array: Tensor, *, parameters: Mapping[str, object]
-) -> None:
-    """Write ``array`` and its parameters into one safetensors file, atomically.
+def _remove_stale(folder: Path) -> None:
+    for file in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(file.name):
+            try:
+                if time.time() - file.stat().st_mtime > _STALE:
+                    file.unlink()
+            except OSError:  # another writer's, removed or moved meanwhile, or not ours to remove
+                continue
 
-    Args:
-        path: The file, conventionally with the suffix ``.safetensors``.
-        array: Any shape, any device; stored as it is, contiguous.
-        parameters: What the array was computed from, as for :func:`parameters_key`.
 
-    Raises:
-        ValueError: for parameters that JSON cannot hold; nothing is written.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "ones.safetensors"
-        >>> save_array(path, torch.ones(2, 3), parameters={"value": 1})
-        >>> load_array(path, parameters={"value": 1}, shape=(2, 3), dtype=torch.float32).sum()
-        tensor(6.)
-    """
-    stored = array.detach().cpu().contiguous()
+def _save(path: Path, array: Tensor, parameters: Mapping[str, object]) -> None:
+    stored = array.contiguous()
     metadata = {
         "key": parameters_key(parameters),
         "parameters": _canonical_json(dict(parameters)),
@@ -139,56 +106,18 @@ def save_array(
         save_file({_ARRAY: stored}, temporary, metadata=metadata)
 
 
-def load_array(
-    path: str | os.PathLike[str],
-    *,
-    parameters: Mapping[str, object],
-    shape: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Read an array that :func:`save_array` wrote, and refuse it unless it is the one expected.
-
-    Args:
-        path: The file.
-        parameters: What the array must have been computed from.
-        shape: What its shape must be.
-        dtype: What its type must be.
-
-    Returns:
-        The array, on the CPU.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated or no safetensors, comes from other parameters, or
-            has another shape, type or checksum; the message names the file.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"`path` is {file}, expected an existing file.")
+def _load(path: Path, parameters: Mapping[str, object]) -> Tensor:
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(path, framework="pt") as opened:
             metadata: dict[str, str] = opened.metadata() or {}
-            names = list(opened.keys())
-            if names != [_ARRAY]:
-                raise _unusable(file, f"holds the arrays {names}", f"the one array {_ARRAY!r}")
             array: Tensor = opened.get_tensor(_ARRAY)
     except SafetensorError as error:
-        raise _unusable(file, f"is truncated or damaged ({error})", "safetensors") from error
+        raise _unusable(path, f"is truncated or damaged ({error})", "safetensors") from error
     if metadata.get("key") != parameters_key(parameters):
-        found = metadata.get("parameters", "none")
-        raise _unusable(
-            file, f"was computed from the parameters {found}", _canonical_json(dict(parameters))
-        )
-    if tuple(array.shape) != tuple(shape) or array.dtype != dtype:
-        raise _unusable(
-            file,
-            f"has shape {tuple(array.shape)} and type {array.dtype}",
-            f"shape {tuple(shape)} and type {dtype}",
-        )
+        found, expected = metadata.get("parameters"), _canonical_json(dict(parameters))
+        raise _unusable(path, f"was computed from the parameters {found}", expected)
     if (checksum := _checksum(array)) != metadata.get("sha256"):
-        raise _unusable(
-            file, f"has SHA-256 {checksum}", f"the recorded {metadata.get('sha256', 'none')}"
-        )
+        raise _unusable(path, f"has SHA-256 {checksum}", f"the recorded {metadata.get('sha256')}")
     return array
 
 
@@ -197,51 +126,42 @@ def load_or_compute(
     compute: Callable[[], Tensor],
     *,
     parameters: Mapping[str, object],
-    shape: Sequence[int],
-    dtype: torch.dtype,
     folder: str | os.PathLike[str] | None = None,
 ) -> Tensor:
     """The cached array of these parameters; computed and stored first where there is none.
 
-    The file is ``<stem>-<first 16 digits of the key>.safetensors``. Two processes that compute
-    the same array at once both succeed: the later one replaces the earlier one's equal file.
-
-    Args:
-        stem: How the file's name begins.
-        compute: Makes the array; called at most once.
-        parameters: All that determines the array, as for :func:`parameters_key`.
-        shape: The shape it has.
-        dtype: The type it has.
-        folder: Where the file lies; None is :func:`default_folder`.
-
-    Returns:
-        The array, on the CPU.
+    The file is ``<stem>-<first 16 digits of the key>.safetensors``. Where it cannot be written, a
+    warning says so, before the array is computed if the folder cannot be written at all; the array
+    is returned all the same. Of two processes that compute one array at once, the later replaces
+    the earlier one's equal file. ``folder`` None is :func:`default_folder`.
 
     Raises:
-        ValueError: if a file is there but is not the one expected (see :func:`load_array`), or if
-            ``compute`` returns another shape or type than promised; nothing is stored then.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> settings = dict(parameters={"n": 3}, shape=(3,), dtype=torch.int64, folder=folder)
-        >>> load_or_compute("range", lambda: torch.arange(3), **settings)
-        tensor([0, 1, 2])
-        >>> load_or_compute("range", lambda: 1 / 0, **settings)
-        tensor([0, 1, 2])
+        ValueError: if the file there is damaged or was computed from other parameters.
     """
     where = default_folder() if folder is None else Path(folder).expanduser()
     path = where / f"{stem}-{parameters_key(parameters)[:16]}.safetensors"
     if path.exists():
-        return load_array(path, parameters=parameters, shape=shape, dtype=dtype)
+        return _load(path, parameters)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=where).close()
+    except OSError as error:
+        _warn(path, error)
+        return compute().detach().cpu()
     array = compute().detach().cpu()
-    if tuple(array.shape) != tuple(shape) or array.dtype != dtype:
-        raise ValueError(
-            f"`compute` returned shape {tuple(array.shape)} and type {array.dtype}, expected the "
-            f"promised {tuple(shape)} and {dtype}."
-        )
-    save_array(path, array, parameters=parameters)
+    try:
+        _save(path, array, parameters)
+    except (OSError, SafetensorError) as error:
+        _warn(path, error)
     return array
+
+
+def _warn(path: Path, error: Exception) -> None:
+    warnings.warn(
+        f"{path} cannot be kept and will be computed again next time: {error}. Free space, or name "
+        "a folder that can be written, by the argument or by $SDKD_CACHE.",
+        stacklevel=4,
+    )
 
 
 def _canonical_json(value: Mapping[str, object]) -> str:

@@ -1,8 +1,7 @@
 """Simulated traffic, for machines that have no measured traffic.
 
-What lives here: who drives when, what goes wrong, and what the detectors report
-(:func:`simulate_traffic`).
-What doesn't: the roads (``road_network``) and the physics (``cell_transmission``).
+Demand, incidents and detectors; the roads are in `road_network`, the physics in
+`cell_transmission`.
 """
 
 from datetime import datetime
@@ -14,8 +13,9 @@ from scipy.signal import lfilter
 
 from sdkd_plugin._checks import check_positive, check_positive_int
 from sdkd_plugin.data.cell_transmission import TrafficHistory, transmit
+from sdkd_plugin.data.reading import parse_time
 from sdkd_plugin.data.road_network import Highways, build_highways, sensor_graph
-from sdkd_plugin.data.traffic_data import TrafficData
+from sdkd_plugin.data.sensors import TrafficData
 
 _DAY = 288  # intervals of five minutes
 
@@ -38,21 +38,20 @@ def simulate_traffic(
     weekdays, one flat hump on weekends, demand that varies from day to day and from minute to
     minute, capacities that waver (on average 4 % below the best), and incidents: a random cell of
     the main road keeps 20 to 70 % of its capacity for a lognormal time (median 30 minutes).
-    Detectors report the mean speed of those who passed, with the scatter of single drivers
-    (9 miles an hour, so the fewer pass, the noisier) and a slow drift of their own (1.5 miles an
-    hour), not above 70 and not below 1; they fall silent for an hour at a time, on average. It is
-    simulated, and no substitute for results on measured traffic.
+    Detectors report mean speeds between 1 and 70 miles an hour, with the scatter of single drivers
+    (9 miles an hour over the root of their number) and a slow drift (1.5 miles an hour), and fall
+    silent for an hour at a time, on average. Results on it do not replace measured traffic.
 
     Args:
-        n_sensors: detectors.
+        n_sensors: number of detectors.
         days: how long, from ``start`` at midnight.
         seed: fixes the roads, the demand, the incidents and the noise.
         freeways: how many motorways run east-west and how many north-south.
         demand: multiplies all demand; 0.5 flows freely all week, 1.2 is jammed for hours.
         incidents_per_day: mean number on the whole network.
         missing_rate: the share of readings masked out (METR-LA: 8 %); these are NaN.
-        start: the first day; which days are weekends follows from it.
-        progress: show a bar where it takes longer than a second.
+        start: the first day, which fixes the weekends.
+        progress: show a bar on a terminal after a second.
 
     Returns:
         Speeds in miles an hour, a directed sensor graph with the Gaussian kernel of road distances,
@@ -65,9 +64,6 @@ def simulate_traffic(
         >>> data = simulate_traffic(n_sensors=12, days=1, freeways=(1, 1), progress=False)
         >>> data.speed.shape, data.source
         (torch.Size([288, 12]), 'simulated traffic (cell transmission model, seed 0)')
-
-    Source:
-        Daganzo, Transportation Research B 28 (1994) 269-287 and 29 (1995) 79-93.
     """
     check_positive_int("n_sensors", n_sensors)
     check_positive_int("days", days)
@@ -82,8 +78,9 @@ def simulate_traffic(
         raise ValueError(f"`freeways` is {freeways!r}, expected (east-west, north-south).")
     for count in freeways:
         check_positive_int("freeways", count)
-    index = _days_from(start, days)
-    # Streams of their own: another missing rate leaves roads, demand and incidents as they are.
+    first = parse_time("start", start).normalize()
+    index = pd.date_range(first, periods=days * _DAY, freq="5min")
+    # One stream each: another missing rate leaves roads, demand and incidents as they are.
     roads, drivers, accidents, detectors = np.random.default_rng(seed).spawn(4)
     highways = build_highways(n_sensors, freeways, roads)
     arrivals = demand * _arrivals(highways, index, drivers)
@@ -106,17 +103,8 @@ def simulate_traffic(
         node_ids=highways.sensor_ids,
         index=index,
         source=f"simulated traffic (cell transmission model, seed {seed})",
-        positions=torch.from_numpy(
-            highways.positions[highways.sensors].astype(np.float32),
-        ),
+        positions=torch.from_numpy(highways.positions[highways.sensors].astype(np.float32)),
     )
-
-
-def _days_from(start: str | datetime, days: int) -> pd.DatetimeIndex:
-    try:
-        return pd.date_range(pd.Timestamp(start).normalize(), periods=days * _DAY, freq="5min")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"`start` is {start!r}, expected a day such as '2024-01-08'.") from error
 
 
 def _arrivals(highways: Highways, index: pd.DatetimeIndex, rng: np.random.Generator) -> np.ndarray:
@@ -159,7 +147,7 @@ def _capacity(
 ) -> np.ndarray:
     """Vehicles an hour that each cell lets through, ``(time, cells)``, with ``incidents`` a day."""
     cells = len(highways.mainline)
-    # Drivers, weather and lane changes: without them queues would stand as still as a wall.
+    # Drivers, weather and lane changes.
     factor = 1 - 0.05 * np.minimum(np.abs(_red_noise(steps, cells, 2.0, rng)), 4.0)
     count = rng.poisson(incidents * steps / _DAY)
     places = rng.choice(np.flatnonzero(highways.mainline), size=count)
@@ -181,7 +169,7 @@ def _detect(
     passed = history.flow[:, highways.sensors] / 12
     scatter = 9.0 / np.sqrt(np.maximum(passed, 1.0)) * rng.normal(size=speed.shape)
     drift = 1.5 * _red_noise(steps, sensors, 12.0, rng)
-    # Free-flowing drivers differ, those in a queue cannot.
+    # Drivers in a queue all have the same speed.
     noise = (scatter + drift) * speed / highways.network.free_speed[highways.sensors]
     mask = ~_outages(steps, sensors, missing_rate, rng)
     return np.where(mask, np.clip(speed + noise, 1.0, 70.0), np.nan), mask

@@ -1,12 +1,8 @@
-"""Reading gridded trajectories from files: FNO's MATLAB layout, PyTorch and NumPy.
+"""Reading gridded trajectories from files: FNO's MATLAB layout, PyTorch, NumPy and safetensors."""
 
-What is computed instead of read is in `navier_stokes`.
-"""
-
+import math
 import os
-import pickle
 import zipfile
-import zlib
 from pathlib import Path
 
 import h5py
@@ -14,24 +10,14 @@ import numpy as np
 import scipy.io
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite
+from sdkd_plugin.data.reading import check_size, reading
 
 FORMATS = (".mat", ".npy", ".pt", ".safetensors")
-# What the readers of these formats raise for a file that is cut off or is something else.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    SafetensorError,
-    zlib.error,
-)
+_MATLAB_BYTES = {"double": 8, "single": 4}
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples time nx ny"]:
@@ -41,7 +27,9 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
       ``NavierStokes_V1e-5_N1200_T20.mat``;
     - ``.npy``, ``.pt`` (one tensor), ``.safetensors`` (one tensor): (samples, time, nx, ny).
 
-    No file is unpickled: ``.pt`` is read with ``weights_only=True``, ``.npy`` without objects.
+    Nothing is unpickled: ``.pt`` is read with ``weights_only=True``, ``.npy`` without objects. A
+    file is refused before it is read if its array has over 256 MiB and over 100 times the file's
+    size.
 
     Args:
         path: the file.
@@ -50,8 +38,8 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
         float32.
 
     Raises:
-        ValueError: naming the file, if it does not exist, is of another format, is damaged, or
-            holds something else; or if values are NaN or Inf.
+        ValueError: naming the file, if it does not exist, is of another format, is damaged,
+            declares too much, or holds something else; or if values are NaN or Inf.
 
     Example:
         >>> import tempfile
@@ -65,15 +53,9 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
         raise ValueError(f"{file} is no file; expected trajectories as one of {FORMATS}.")
     if file.suffix not in FORMATS:
         raise ValueError(f"{file} ends in {file.suffix!r}, expected one of {FORMATS}.")
-    try:
+    with reading(file, f"one array in {file.suffix}"):
         fields = _read(file)
-    except _UNREADABLE as error:
-        raise ValueError(f"{file} cannot be read as {file.suffix}: {error}") from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{file} is damaged or holds more than one tensor, and is not unpickled: {reason}"
-        ) from error
+        check_size(file, fields.numel() * fields.element_size())  # an expanded tensor
     if fields.ndim != 4 or not fields.is_floating_point() or not fields.numel():
         layout = "(samples, nx, ny, time)" if file.suffix == ".mat" else "(samples, time, nx, ny)"
         raise ValueError(
@@ -87,12 +69,17 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
 
 def _read(file: Path) -> Tensor:
     if file.suffix == ".npy":
-        return torch.from_numpy(np.load(file, allow_pickle=False))
+        # A memory map checks the declared shape against the file's length.
+        return torch.from_numpy(np.array(np.load(file, mmap_mode="r", allow_pickle=False)))
     if file.suffix == ".mat":
-        return torch.from_numpy(np.ascontiguousarray(_read_mat(file)))
+        u = _read_mat(file)
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(u, -1, 1) if u.ndim == 4 else u))
     if file.suffix == ".safetensors":
         tensors = load_file(file)
     else:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as content:
+                check_size(file, sum(entry.file_size for entry in content.infolist()))
         loaded = torch.load(file, weights_only=True)
         tensors = loaded if isinstance(loaded, dict) else {"": loaded}
     if len(tensors) != 1 or not isinstance(next(iter(tensors.values())), Tensor):
@@ -103,12 +90,13 @@ def _read(file: Path) -> Tensor:
 def _read_mat(file: Path) -> np.ndarray:
     if h5py.is_hdf5(file):
         with h5py.File(file) as content:
-            # MATLAB is column-major: HDF5 shows the axes in reverse.
-            return _time_second(np.asarray(content["u"]).T if "u" in content else None)
-    return _time_second(scipy.io.loadmat(file, variable_names=["u"]).get("u"))
-
-
-def _time_second(u: np.ndarray | None) -> np.ndarray:
-    if u is None:
-        raise ValueError("it has no variable u")
-    return np.moveaxis(u, -1, 1) if u.ndim == 4 else u
+            u = content.get("u")
+            if not isinstance(u, h5py.Dataset) or u.dtype.kind != "f":
+                raise ValueError("it has no variable u of floating-point numbers")
+            check_size(file, u.nbytes)
+            return np.asarray(u).T  # MATLAB is column-major: HDF5 has the axes in reverse
+    for name, shape, kind in scipy.io.whosmat(file):
+        if name == "u" and kind in _MATLAB_BYTES:
+            check_size(file, math.prod(shape) * _MATLAB_BYTES[kind])
+            return scipy.io.loadmat(file, variable_names=["u"])["u"]
+    raise ValueError("it has no variable u of floating-point numbers")

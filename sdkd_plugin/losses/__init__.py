@@ -1,39 +1,26 @@
-"""What is compared between teacher and student, and how much each part counts."""
+"""Losses between student, teachers and labels, and the weights of bands and teachers."""
 
-from sdkd_plugin.losses.aggregation import (
+from sdkd_plugin.losses.band_weights import (
+    AbstractWeighting,
+    AdaptiveWeighting,
+    BandEvidence,
+    ConfidenceWeighting,
+    FixedWeighting,
+    RelativeWeighting,
+    WeightingName,
+)
+from sdkd_plugin.losses.features import AbstractFeatureLoss
+from sdkd_plugin.losses.frequency import FrequencyAlignedLoss, band_errors, frequency_aligned_loss
+from sdkd_plugin.losses.latents import LatentPair
+from sdkd_plugin.losses.task import masked_error
+from sdkd_plugin.losses.teacher_weights import (
     AbstractAggregation,
     AEKDAggregation,
     AggregationName,
     CAMKDAggregation,
     MeanAggregation,
     TeacherEvidence,
-    make_aggregation,
-    teacher_gradients,
-    weighted_target,
 )
-from sdkd_plugin.losses.band_errors import band_errors
-from sdkd_plugin.losses.features import (
-    AbstractFeatureLoss,
-    FeatureLossName,
-    attention_loss,
-    boundary_loss,
-    fitnets_loss,
-    make_feature_loss,
-)
-from sdkd_plugin.losses.frequency import (
-    FrequencyAlignedLoss,
-    FrequencyTerms,
-    frequency_aligned_loss,
-)
-from sdkd_plugin.losses.measured_weighting import AdaptiveWeighting, ConfidenceWeighting
-from sdkd_plugin.losses.projector import ChannelProjector
-from sdkd_plugin.losses.weighting import (
-    AbstractWeighting,
-    BandEvidence,
-    FixedWeighting,
-    RelativeWeighting,
-)
-from sdkd_plugin.losses.weightings import WeightingName, make_weighting
 
 __all__ = [
     "AEKDAggregation",
@@ -44,24 +31,15 @@ __all__ = [
     "AggregationName",
     "BandEvidence",
     "CAMKDAggregation",
-    "ChannelProjector",
     "ConfidenceWeighting",
-    "FeatureLossName",
     "FixedWeighting",
     "FrequencyAlignedLoss",
-    "FrequencyTerms",
+    "LatentPair",
     "MeanAggregation",
     "RelativeWeighting",
     "TeacherEvidence",
     "WeightingName",
-    "attention_loss",
     "band_errors",
-    "boundary_loss",
-    "fitnets_loss",
     "frequency_aligned_loss",
-    "make_aggregation",
-    "make_feature_loss",
-    "make_weighting",
-    "teacher_gradients",
-    "weighted_target",
+    "masked_error",
 ]

@@ -1,20 +1,84 @@
 """The frequency-aligned loss: how far a student is from its teacher, band by band.
 
-Here live the loss as a function and as a module. The errors of the bands are in `band_errors`, what
-each band counts for in `weighting`, the quadratic form and its gradient in
-`sdkd_plugin.spectral.basis`.
+Here live the errors of the bands and the loss. The weights of the bands are in `band_weights`, the
+quadratic form and its gradient in `sdkd_plugin.spectral.basis`.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin.losses.band_errors import band_errors, observed_band_errors
-from sdkd_plugin.losses.weighting import AbstractWeighting, BandEvidence, FixedWeighting
-from sdkd_plugin.losses.weightings import WeightingName, make_weighting
+from sdkd_plugin._checks import check_finite, check_mask, check_shape, check_type
+from sdkd_plugin.losses.band_weights import (
+    AbstractWeighting,
+    BandEvidence,
+    ConfidenceWeighting,
+    FixedWeighting,
+    WeightingName,
+    make_weighting,
+)
 from sdkd_plugin.spectral import AbstractTransform, Bands
+
+
+def band_errors(
+    student: Float[Tensor, "batch ..."],
+    teacher: Float[Tensor, "batch ..."],
+    transform: AbstractTransform,
+    bands: Bands,
+) -> Float[Tensor, "batch n_bands"]:
+    """Mean squared difference of two fields in each band; its sum over the bands is the MSE.
+
+    Formula: ``e[b, i] = <d, g_i(L) d> / (elements of a sample)``, d = student - teacher and g_i
+    the power weights of band i: one transform of the difference. It is float32, or float64 if
+    either field is, and differentiable in both.
+
+    Args:
+        student: forecast or latent on the transform's domain.
+        teacher: of the same shape.
+        transform: the domain.
+        bands: the partition of its frequencies.
+
+    Raises:
+        ValueError: if the shapes differ or do not lie on the domain.
+
+    Example:
+        >>> from sdkd_plugin import GridTransform
+        >>> student, teacher = torch.randn(2, 4, 3, 8, 8)
+        >>> errors = band_errors(student, teacher, GridTransform((8, 8)), Bands.split(0.25))
+        >>> mse = torch.nn.functional.mse_loss(student, teacher)
+        >>> torch.allclose(errors.sum(1).mean(), mse)
+        True
+
+    Source: arXiv 2507.02939, section 3.3; as a quadratic form in the Laplacian, our own.
+    """
+    if student.shape != teacher.shape:
+        check_shape("student", student.shape, teacher.shape, "the teacher's shape")
+    # The difference of two half-precision fields has few digits left unless taken in float32.
+    dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
+    energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
+    return energy / student[0].numel()
+
+
+def observed_band_errors(
+    teacher: Float[Tensor, "batch ..."],
+    y: Float[Tensor, "batch ..."],
+    transform: AbstractTransform,
+    bands: Bands,
+    mask: Bool[Tensor, "..."] | None = None,
+) -> Float[Tensor, " n_bands"]:
+    """Mean squared error of a forecast in each band, from the labels that are observed.
+
+    The error is set to 0 where a label is missing, and the mean over the batch is divided by the
+    observed share; it is NaN if nothing is observed. For labels missing at random the total is
+    unbiased; within it, error moves from the bands where it belongs to all others.
+    """
+    if mask is None:
+        return band_errors(teacher, y, transform, bands).mean(0)
+    observed = torch.where(mask, y, teacher)
+    return band_errors(teacher, observed, transform, bands).mean(0) / mask.float().mean()
 
 
 def frequency_aligned_loss(
@@ -24,24 +88,23 @@ def frequency_aligned_loss(
     bands: Bands,
     weights: Sequence[float],
 ) -> Float[Tensor, ""]:
-    """Mean over the batch of the weighted band errors: ``<d, g(L) d>`` with ``g = sum_i w_i g_i``.
+    """Batch mean of the weighted band errors: ``<d, g(L) d>`` with ``g = sum_i w_i g_i``.
 
     With two bands and weights ``(alpha, 1)`` this is the paper's
     ``||Psi_h(s) - Psi_h(t)||^2 + alpha ||Psi_l(s) - Psi_l(t)||^2``, a mean per element. With all
     weights 1 it *is* the MSE.
 
     Args:
-        student: as `band_errors`.
-        teacher: as `band_errors`.
-        transform: as `band_errors`.
-        bands: as `band_errors`.
-        weights: of the bands, from low to high.
+        student: forecast or latent on the transform's domain.
+        teacher: of the same shape.
+        transform: the domain.
+        bands: the partition of its frequencies.
+        weights: of the bands, from low to high, finite and at least 0.
 
     Raises:
-        ValueError: as `band_errors`, and if there is not one finite weight of at least 0 a band.
+        ValueError: if shapes differ, or there is not one weight a band.
 
     Example:
-        >>> import torch
         >>> from sdkd_plugin import GridTransform
         >>> field = torch.randn(4, 3, 8, 8)
         >>> transform, bands = GridTransform((8, 8)), Bands.split(0.25)
@@ -50,24 +113,15 @@ def frequency_aligned_loss(
 
     Source: arXiv 2507.02939, eq. for L_KD. The paper states neither cutoff nor alpha.
     """
-    weighting = FixedWeighting(weights)
-    weighting.check(bands.n_bands)
-    errors = band_errors(student, teacher, transform, bands).mean(0)
-    return (errors * weighting(BandEvidence(errors.detach()))).sum()
+    return FrequencyAlignedLoss(transform, bands, FixedWeighting(weights))(student, teacher)
 
 
 class FrequencyTerms(NamedTuple):
-    """A frequency-aligned loss and what it is made of.
+    """A frequency-aligned loss with its gradient, the bands' mean squared errors, their weights."""
 
-    Attributes:
-        total: the loss, with its gradient.
-        errors: mean squared difference in each band, unweighted, of shape ``(n_bands,)``.
-        weights: what each band counted for, of shape ``(n_bands,)``.
-    """
-
-    total: Tensor
-    errors: Tensor
-    weights: Tensor
+    total: Float[Tensor, ""]
+    errors: Float[Tensor, " n_bands"]
+    weights: Float[Tensor, " n_bands"]
 
 
 class FrequencyAlignedLoss(nn.Module):
@@ -75,15 +129,14 @@ class FrequencyAlignedLoss(nn.Module):
 
     Args:
         transform: the domain of the fields.
-        bands: how its frequencies group.
-        weighting: what each band counts for: a name, numbers or a weighting, as `make_weighting`
-            takes them.
+        bands: the partition of its frequencies.
+        weighting: ``fixed``, ``relative``, ``adaptive``, ``confidence``, numbers from the lowest
+            band to the highest, or an `AbstractWeighting`.
 
     Raises:
         ValueError: if the weighting is unknown or does not fit the bands.
 
     Example:
-        >>> import torch
         >>> from sdkd_plugin import GridTransform
         >>> loss = FrequencyAlignedLoss(GridTransform((8, 8)), Bands.split(0.25), (1.0, 2.0))
         >>> student, teacher = torch.randn(2, 4, 3, 8, 8)
@@ -98,20 +151,19 @@ class FrequencyAlignedLoss(nn.Module):
         weighting: WeightingName | AbstractWeighting | Sequence[float],
     ) -> None:
         super().__init__()
+        check_type("transform", transform, AbstractTransform, "such as GridTransform((64, 64))")
+        check_type("bands", bands, Bands, "such as Bands.split(0.25)")
         self.transform = transform
         self.bands = bands
         self.weighting = make_weighting(weighting, bands.n_bands)
 
     def forward(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
+        self,
+        student: Float[Tensor, "batch ..."],
+        teacher: Float[Tensor, "batch ..."],
+        weights: Float[Tensor, " n_bands"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch; see `frequency_aligned_loss`."""
-        return self.total(student, teacher)
-
-    def total(
-        self, student: Tensor, teacher: Tensor, weights: Float[Tensor, " n_bands"] | None = None
-    ) -> Float[Tensor, ""]:
-        """As calling the loss, with the given weights of the bands in place of the weighting's."""
+        """The loss of a batch, with the weighting's band weights or the given ones."""
         return self.terms(student, teacher, weights=weights).total
 
     def terms(
@@ -122,36 +174,75 @@ class FrequencyAlignedLoss(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         *,
         weights: Float[Tensor, " n_bands"] | None = None,
-        counts: Float[Tensor, " batch"] | None = None,
+        sample_weights: Float[Tensor, " batch"] | None = None,
     ) -> FrequencyTerms:
-        """The loss of a batch with its errors and weights a band.
+        """The loss of a batch with the unweighted errors and the weights of its bands.
 
         Args:
-            student: as `band_errors`.
-            teacher: as `band_errors`.
-            y: labels, for a weighting that measures the teacher against them.
-            mask: which of them are observed.
-            weights: in place of the weighting's.
-            counts: what each sample counts for in the total; by default 1. The errors and what the
-                weighting sees are those of all samples.
-
-        Raises:
-            ValueError: as `band_errors`.
+            student: on the domain.
+            teacher: of the same shape.
+            y: labels, for a weighting that measures the teacher's error.
+            mask: True where a label is observed.
+            weights: of the bands, in place of the weighting's.
+            sample_weights: of the samples in ``total``, 1 by default. The errors, and what the
+                weighting measures, are those of all samples.
         """
         of_samples = band_errors(student, teacher, self.transform, self.bands)
         errors = of_samples.mean(0)
+        measured = errors.detach()
         if weights is None:
-            weights = self.weighting(self._evidence(errors.detach(), teacher.detach(), y, mask))
-        counted = errors if counts is None else (counts[:, None] * of_samples).mean(0)
-        return FrequencyTerms((counted * weights).sum(), errors.detach(), weights)
+            weighting, energy, error = self.weighting, None, None
+            if weighting.training or weighting.needs_in_eval:
+                given = teacher.detach()
+                if weighting.needs_teacher_energy:
+                    energy = self._energy(given)
+                if weighting.needs_teacher_error and y is not None:
+                    error = observed_band_errors(given, y, self.transform, self.bands, mask)
+            weights = weighting(BandEvidence(measured, energy, error))
+        if sample_weights is not None:
+            errors = (sample_weights[:, None] * of_samples).mean(0)
+        return FrequencyTerms((errors * weights).sum(), measured, weights)
 
-    def _evidence(
-        self, errors: Tensor, teacher: Tensor, y: Tensor | None, mask: Tensor | None
-    ) -> BandEvidence:
-        energy = teacher_error = None
-        if self.weighting.needs_teacher_energy:
-            energy = self.transform.sample_band_energy(teacher, self.bands).mean(0)
-            energy = energy / teacher[0].numel()
-        if self.weighting.needs_teacher_error and y is not None:
-            teacher_error = observed_band_errors(teacher, y, self.transform, self.bands, mask)
-        return BandEvidence(errors, energy, teacher_error)
+    @torch.no_grad()
+    def measure(
+        self,
+        teacher: Float[Tensor, "batch ..."],
+        y: Float[Tensor, "batch ..."],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> None:
+        """Measure the teacher's error in each band on labelled data, for `ConfidenceWeighting`.
+
+        Call it once a batch before training, on data that the teacher was not trained on. For
+        labels missing at random the error's total is unbiased. It waits for the device.
+
+        Args:
+            teacher: its forecast, on the domain.
+            y: labels, of the same shape; any value where ``mask`` is False.
+            mask: True where observed; as many axes as ``y``, each of its size or 1.
+
+        Raises:
+            ValueError: if the weighting is not a `ConfidenceWeighting`, shapes differ, nothing is
+                observed, or a value is NaN or Inf.
+        """
+        weighting = self.weighting
+        if not isinstance(weighting, ConfidenceWeighting):
+            raise ValueError(
+                f"`weighting` is a {type(weighting).__name__}, expected a ConfidenceWeighting: "
+                "nothing else is measured beforehand."
+            )
+        check_shape("y", y.shape, teacher.shape, "the teacher's forecast")
+        check_finite("teacher", teacher)
+        share = 1.0
+        if mask is not None:
+            check_mask(mask, y)
+            share = float(mask.float().mean())
+            if share == 0:
+                raise ValueError("`mask` is False everywhere, expected an observed label.")
+        check_finite("y", y if mask is None else y[mask.expand_as(y)])
+        error = observed_band_errors(teacher, y, self.transform, self.bands, mask)
+        averages, weight = weighting.averages, len(y) * share
+        averages.follow(error, self._energy(teacher), weight / (averages.weight + weight), weight)
+
+    def _energy(self, teacher: Tensor) -> Tensor:
+        energy = self.transform.sample_band_energy(teacher, self.bands).mean(0)
+        return energy / teacher[0].numel()

@@ -1,12 +1,9 @@
-"""What the grid models share: padded convolutions, coarsening, refining, position, input checks.
-
-Here live the parts that more than one grid model is built of. Attention lives with its model in
-`stalternet`, translators in `simvp`; the graph models have parts of their own.
-"""
+"""What the grid models share: convolutions, encoder and decoder, coordinates, checks of inputs."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,45 +14,29 @@ from sdkd_plugin._checks import check_choice
 
 Padding = Literal["periodic", "reflect", "zeros"]
 
-_ConvPadding = Literal["circular", "reflect", "zeros"]
-_CONV_PADDING: dict[str, _ConvPadding] = {
-    "periodic": "circular",
-    "reflect": "reflect",
-    "zeros": "zeros",
-}
+# Torch's names of them, as a mode of `nn.Conv2d` and of `F.pad`.
+_CONV_MODE = {"periodic": "circular", "reflect": "reflect", "zeros": "zeros"}
 _PAD_MODE = {"periodic": "circular", "reflect": "reflect", "zeros": "constant"}
 
 
-def check_padding(padding: str) -> None:
-    """Refuse a boundary rule that is not a `Padding`."""
-    check_choice("padding", padding, get_args(Padding))
-
-
 def check_multiple(argument: str, got: int, divisor: int, why: str) -> None:
-    """Refuse a size that is not a multiple of ``divisor``.
-
-    Raises:
-        ValueError: naming the argument, what it was, the divisor and ``why``.
-    """
+    """Refuse a size that is not a multiple of ``divisor``."""
     if got % divisor:
         raise ValueError(f"`{argument}` is {got}, expected a multiple of {divisor} ({why}).")
 
 
 def check_input(x: Tensor, channels: int, smallest: int) -> None:
-    """Refuse a batch a model cannot take; part of every ``forward``, so it waits for no device.
-
-    Raises:
-        ValueError: if the channels are not ``channels``, or an axis is shorter than ``smallest``.
-    """
+    """Refuse an input of a wrong shape; every ``forward`` calls it, so it waits for no device."""
+    # NumPy's integers compare to NumPy's bools.
     torch._check_value(
-        x.shape[1] == channels,
+        x.ndim == 4 and x.shape[1] == int(channels),
         lambda: (
-            f"`x` has {x.shape[1]} channels, expected {channels} (`in_channels`): "
-            "frames and variables are folded into the channel axis."
+            f"`x` has shape {tuple(x.shape)}, expected (batch, {channels}, nx, ny): frames times "
+            "variables are its channels, `in_channels`."
         ),
     )
     torch._check_value(
-        min(x.shape[2], x.shape[3]) >= smallest,
+        min(x.shape[2], x.shape[3]) >= int(smallest),
         lambda: (
             f"`x` has the grid {tuple(x.shape[2:])}, expected at least {smallest} points an axis; "
             "give a finer grid or build the model with fewer downsamplings."
@@ -64,76 +45,38 @@ def check_input(x: Tensor, channels: int, smallest: int) -> None:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with at most 8 groups, of at least 4 channels each where there are 4.
-
-    A group of one channel would subtract that channel's mean over the grid: frequency zero, which
-    a forecast needs.
-    """
+    """Group normalisation with at most 8 groups, of at least 4 channels each where there are 4."""
+    # One channel alone would lose its mean over the grid, frequency zero, which a forecast needs.
     groups = max(g for g in range(1, 9) if channels % g == 0 and (g == 1 or channels // g >= 4))
     return nn.GroupNorm(groups, channels)
 
 
 def conv2d(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    *,
-    padding: Padding,
-    stride: int = 1,
-    groups: int = 1,
-    dilation: int = 1,
-    bias: bool = True,
+    c_in: int, c_out: int, kernel: int, *, padding: Padding, dilation: int = 1, **options: Any
 ) -> nn.Conv2d:
-    """A convolution with an odd kernel; n points become ceil(n / stride)."""
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=dilation * (kernel_size - 1) // 2,
-        dilation=dilation,
-        groups=groups,
-        bias=bias,
-        padding_mode=_CONV_PADDING[padding],
-    )
+    """A convolution with an odd kernel; n points become ceil(n / stride). It checks ``padding``."""
+    check_choice("padding", padding, get_args(Padding))
+    reach = dilation * (kernel - 1) // 2
+    options |= {"dilation": dilation, "padding_mode": _CONV_MODE[padding]}
+    return nn.Conv2d(c_in, c_out, kernel, padding=reach, **options)
 
 
 def conv_block(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int = 3,
-    *,
-    padding: Padding,
-    stride: int = 1,
-    groups: int = 1,
+    c_in: int, c_out: int, kernel: int = 3, *, padding: Padding, **options: int
 ) -> nn.Sequential:
     """Convolution, group normalisation, GELU."""
-    return nn.Sequential(
-        conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            padding=padding,
-            stride=stride,
-            groups=groups,
-            bias=False,
-        ),
-        group_norm(out_channels),
-        nn.GELU(),
-    )
+    convolution = conv2d(c_in, c_out, kernel, padding=padding, bias=False, **options)
+    return nn.Sequential(convolution, group_norm(c_out), nn.GELU())
+
+
+def channel_mlp(channels: int, hidden: int) -> nn.Sequential:
+    """Layer normalisation and an MLP over the last axis."""
+    first, last = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+    return nn.Sequential(nn.LayerNorm(channels), first, nn.GELU(), last)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around the identity: ``x + conv(gelu(norm(conv(x))))``.
-
-    Args:
-        channels: channels in and out.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> ResidualBlock(8, padding="zeros")(torch.zeros(2, 8, 5, 6)).shape
-        torch.Size([2, 8, 5, 6])
-    """
+    """Two 3x3 convolutions around the identity: ``x + conv(gelu(norm(conv(x))))``."""
 
     def __init__(self, channels: int, *, padding: Padding) -> None:
         super().__init__()
@@ -141,61 +84,39 @@ class ResidualBlock(nn.Module):
         self.project = conv2d(channels, channels, 3, padding=padding)
 
     def forward(self, x: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
-        """Return ``x`` plus what the two convolutions make of it."""
+        """Add the convolutions' output to ``x``."""
         return x + self.project(self.expand(x))
 
 
 class LayerNorm2d(nn.Module):
-    """Layer normalisation over the channels of each grid point.
-
-    Args:
-        channels: channels in and out.
-
-    Example:
-        >>> y = LayerNorm2d(4)(torch.arange(16.0).reshape(1, 4, 2, 2))
-        >>> bool(y.mean(1).abs().max() < 1e-6)
-        True
-    """
+    """Layer normalisation over the channels of each grid point."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
-        """Normalise each point's channels to mean 0 and variance 1, then scale and shift."""
+        """Normalise the channels of each point."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class Upsample(nn.Module):
-    """Transposed convolution, twice as fine, that honours the boundary rule.
+    """A transposed convolution that doubles the resolution and keeps the boundary rule.
 
-    ``nn.ConvTranspose2d`` knows zero padding only. Here one ring of the boundary's own points is
-    laid around the input first, and what that ring makes outside the grid is cut off, so a
-    periodic field stays periodic. The kernel of 4 covers every output point equally often at
-    stride 2, which 3 does not (checkerboards).
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> up = Upsample(4, 2, padding="periodic")
-        >>> up(torch.zeros(1, 4, 5, 8), (9, 16)).shape
-        torch.Size([1, 2, 9, 16])
+    ``nn.ConvTranspose2d`` knows zero padding only, so the input is padded by one ring of points
+    of the boundary rule, and the ring's output is cut off. A kernel of 4 covers every output
+    point equally often at stride 2; a kernel of 3 would leave a checkerboard.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, padding: Padding) -> None:
+    def __init__(self, c_in: int, c_out: int, *, padding: Padding) -> None:
         super().__init__()
         self.pad_mode = _PAD_MODE[padding]
         # Padding 3 = 1 of the plain stride-2 layer, plus the ring's 2 output points a side.
-        self.conv = nn.ConvTranspose2d(
-            in_channels, out_channels, 4, stride=2, padding=3, bias=False
-        )
-        self.norm = group_norm(out_channels)
+        self.conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=3, bias=False)
+        self.norm = group_norm(c_out)
 
     def forward(
-        self, x: Float[Tensor, "batch c_in mx my"], shape: tuple[int, int]
+        self, x: Float[Tensor, "batch c_in mx my"], shape: Sequence[int]
     ) -> Float[Tensor, "batch c_out nx ny"]:
         """Return a field on the grid ``shape``, at most twice as fine as that of ``x``."""
         x = self.conv(F.pad(x, (1, 1, 1, 1), mode=self.pad_mode))
@@ -205,26 +126,14 @@ class Upsample(nn.Module):
 class Encoder(nn.Module):
     """One convolution at full resolution, then one strided convolution a level.
 
-    Args:
-        in_channels: channels in.
-        widths: channels at full resolution and after each halving.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> latent, skip = Encoder(3, [8, 16], padding="zeros")(torch.zeros(1, 3, 9, 8))
-        >>> latent.shape, skip.shape
-        (torch.Size([1, 16, 5, 4]), torch.Size([1, 8, 9, 8]))
+    ``widths`` are the channels at full resolution and after each halving of the grid.
     """
 
     def __init__(self, in_channels: int, widths: list[int], *, padding: Padding) -> None:
         super().__init__()
         self.stem = conv_block(in_channels, widths[0], padding=padding)
-        self.down = nn.Sequential(
-            *(
-                conv_block(fine, coarse, padding=padding, stride=2)
-                for fine, coarse in pairwise(widths)
-            )
-        )
+        down = [conv_block(a, b, padding=padding, stride=2) for a, b in pairwise(widths)]
+        self.down = nn.Sequential(*down)
 
     def forward(
         self, x: Float[Tensor, "batch c_in nx ny"]
@@ -235,18 +144,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder mirrored: transposed convolutions, the skip, and a pointwise readout.
-
-    Args:
-        widths: the encoder's ``widths``.
-        out_channels: channels out.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> decoder = Decoder([8, 16], 3, padding="zeros")
-        >>> decoder(torch.zeros(1, 16, 5, 4), torch.zeros(1, 8, 9, 8)).shape
-        torch.Size([1, 3, 9, 8])
-    """
+    """The encoder with its ``widths`` mirrored, then the skip and a pointwise readout."""
 
     def __init__(self, widths: list[int], out_channels: int, *, padding: Padding) -> None:
         super().__init__()
@@ -261,22 +159,17 @@ class Decoder(nn.Module):
         latent: Float[Tensor, "batch c_latent mx my"],
         skip: Float[Tensor, "batch c_skip nx ny"],
     ) -> Float[Tensor, "batch c_out nx ny"]:
-        """Refine ``latent`` to the grid of ``skip`` and read the forecast off both."""
-        shapes = [(skip.shape[2], skip.shape[3])]
-        for _ in self.up:
-            nx, ny = shapes[-1]
-            shapes.append(((nx + 1) // 2, (ny + 1) // 2))
-        x = latent
-        for up, shape in zip(self.up, shapes[-2::-1], strict=True):
-            x = up(x, shape)
-        return self.readout(self.merge(torch.cat([x, skip], dim=1)))
+        """Refine ``latent`` to the grid of ``skip`` and compute the forecast from both."""
+        for level, up in zip(reversed(range(len(self.up))), self.up, strict=True):
+            coarser = 2**level
+            latent = up(latent, [(n + coarser - 1) // coarser for n in skip.shape[2:]])
+        return self.readout(self.merge(torch.cat([latent, skip], dim=1)))
 
 
 def positions(n: int, like: Tensor, *, padding: Padding) -> Float[Tensor, " {n}"]:
-    """Where the n points of an axis of length 1 lie, whatever the resolution.
+    """Coordinates of n points on an axis of length 1, where the domain's basis has its samples.
 
-    i / n on a periodic axis, (i + 1/2) / n on a bounded one: where the Fourier and the cosine
-    basis of the spectral core sample theirs.
+    i / n on a periodic axis (Fourier), (i + 1/2) / n on a bounded one (cosine).
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     index = torch.arange(n, device=like.device, dtype=dtype)
@@ -284,34 +177,27 @@ def positions(n: int, like: Tensor, *, padding: Padding) -> Float[Tensor, " {n}"
 
 
 class AppendCoordinates(nn.Module):
-    """Add channels that say where a point lies, the same at every resolution.
+    """Append the coordinates of each point as channels, the same at every resolution.
 
-    cos 2πx, sin 2πx, cos 2πy, sin 2πy on a periodic grid, cos πx, cos πy on a bounded one.
-    A periodic convolution cannot tell one place from another; an equation with a force that is
-    fixed in space needs this.
-
-    Args:
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> AppendCoordinates("periodic")(torch.zeros(2, 3, 8, 8)).shape
-        torch.Size([2, 7, 8, 8])
+    cos 2πx, sin 2πx, cos 2πy, sin 2πy on a periodic grid; cos πx, cos πy on a bounded one. They
+    let a periodic convolution tell places apart, as a force that is fixed in space needs. Without
+    ``append`` the input passes unchanged.
     """
 
-    def __init__(self, padding: Padding) -> None:
+    def __init__(self, padding: Padding, append: bool = True) -> None:
         super().__init__()
         self.padding: Padding = padding
-        self.channels = 4 if padding == "periodic" else 2
+        self.channels = (4 if padding == "periodic" else 2) if append else 0
 
     def forward(self, x: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
-        """Return ``x`` with the coordinates' channels behind its own."""
+        """Return ``x``, then the coordinates."""
+        if not self.channels:
+            return x
         turn = 2 * math.pi if self.padding == "periodic" else math.pi
         columns = []
-        for axis in (2, 3):
-            angle = turn * positions(x.shape[axis], x, padding=self.padding)
-            waves = [angle.cos(), angle.sin()] if self.padding == "periodic" else [angle.cos()]
-            for wave in waves:
-                wave = wave[:, None] if axis == 2 else wave
-                columns.append(wave.expand(x.shape[2], x.shape[3]))
+        for n, shape in zip(x.shape[2:], ((-1, 1), (1, -1)), strict=True):
+            angle = turn * positions(n, x, padding=self.padding)
+            waves = [angle.cos(), angle.sin()][: self.channels // 2]
+            columns += [wave.view(shape).expand(x.shape[2:]) for wave in waves]
         grid = torch.stack(columns).to(x.dtype)
         return torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], dim=1)

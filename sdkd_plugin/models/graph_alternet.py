@@ -1,49 +1,34 @@
-"""GraphAlterNet: a large forecaster for signals on a graph, meant as a teacher.
+"""GraphAlterNet, a large forecaster for signals on a graph, meant as a teacher."""
 
-Here live the model, its latent-evolution block and the block's two branches. What it shares with
-`GraphMixer` is in `graph_blocks`; how tsl builds and trains it, in `sdkd_plugin.adapters`.
-"""
-
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._checks import check_choice, check_sizes
 from sdkd_plugin.models.graph_blocks import (
-    NodeEmbedding,
+    GraphForecaster,
+    GraphSizes,
     Propagation,
     ResidualMLP,
-    check_batch,
-    check_fraction,
     check_graph,
-    covariates,
-    output_size_of,
+    check_probabilities,
 )
+
+Latent: TypeAlias = Float[Tensor, "batch time nodes channels"]
 
 
 class GraphConvolutionBranch(nn.Module):
-    """The high-frequency branch: what a node has that its surroundings have not, and vice versa.
+    """The high-frequency branch: diffusion convolution, which can form differences of neighbours.
 
     z + W2 gelu(W1 [n, P n, ..., P^hops n, Q n, ..., Q^hops n]) with n = norm(z), P the propagation
-    along the edges and Q against them: diffusion convolution. W1 can form n - P n, which is the
-    random-walk Laplacian of n, a high-pass filter.
+    along the edges and Q against them (``steps``). W1 can form the high-pass filter n - P n, the
+    random-walk Laplacian of n.
 
-    Args:
-        channels: length of a node's vector, kept.
-        hops: powers of P and of Q.
-        dropout: probability, on the hidden channels and on the result.
-
-    Example:
-        >>> import torch
-        >>> step = Propagation.over(torch.tensor([[0], [1]]), None, 2)
-        >>> branch = GraphConvolutionBranch(channels=4, hops=1)
-        >>> branch(torch.zeros(8, 3, 2, 4), step, step).shape
-        torch.Size([8, 3, 2, 4])
-
-    Source:
-        Li et al., Diffusion Convolutional Recurrent Neural Network, ICLR 2018, equation 2.
+    Source: Li et al., Diffusion Convolutional Recurrent Neural Network, ICLR 2018, equation 2.
     """
 
     def __init__(self, *, channels: int, hops: int, dropout: float = 0.0) -> None:
@@ -54,41 +39,22 @@ class GraphConvolutionBranch(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        z: Float[Tensor, "batch time nodes channels"],
-        along: Propagation,
-        against: Propagation,
-    ) -> Float[Tensor, "batch time nodes channels"]:
-        """Mix every node with its neighbours up to `hops` edges away, in both directions."""
-        normed = self.norm(z)
-        seen = [normed]
-        for step in (along, against):
-            diffused = normed
+    def forward(self, z: Latent, steps: Sequence[Propagation]) -> Latent:
+        """Mix every node with its neighbours up to ``hops`` edges away, in both directions."""
+        seen = [self.norm(z)]
+        for step in steps:
+            diffused = seen[0]
             for _ in range(self.hops):
                 diffused = step(diffused)
                 seen.append(diffused)
-        hidden = self.drop(nn.functional.gelu(self.mix(torch.cat(seen, dim=-1))))
+        hidden = self.drop(F.gelu(self.mix(torch.cat(seen, dim=-1))))
         return z + self.drop(self.out(hidden))
 
 
 class AxisAttention(nn.Module):
-    """Multi-head self-attention along one axis; the other axes count as separate sequences.
+    """Multi-head self-attention along one axis; entries of the other axes are separate sequences.
 
     softmax(q k^T / sqrt(channels / heads)) v, with q, k and v linear in norm(z).
-
-    Args:
-        channels: length of a node's vector, kept; a multiple of `heads`.
-        heads: attention heads.
-        axis: what is mixed.
-
-    Raises:
-        ValueError: for an axis of another name.
-
-    Example:
-        >>> import torch
-        >>> AxisAttention(channels=4, heads=2, axis="time")(torch.zeros(8, 3, 2, 4)).shape
-        torch.Size([8, 3, 2, 4])
     """
 
     def __init__(self, *, channels: int, heads: int, axis: Literal["time", "nodes"]) -> None:
@@ -100,38 +66,25 @@ class AxisAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
-    def forward(
-        self, z: Float[Tensor, "batch time nodes channels"]
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent) -> Latent:
         """Mix the entries along the axis."""
         # To (3, batch, others x heads, length, channels / heads): with the other axis among the
         # heads, neither dimension nears the 65,535 that CUDA's attention kernels allow.
         sequences = self.qkv(self.norm(z)).movedim(self.axis, 2)
         split = sequences.unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         q, k, v = split.flatten(2, 3).unbind(0)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         mixed = mixed.unflatten(1, (-1, self.heads)).transpose(2, 3).flatten(3)
         return self.out(mixed.movedim(2, self.axis))
 
 
 class AttentionBranch(nn.Module):
-    """The low-frequency branch: a Transformer layer, attending over nodes, then over time.
+    """The low-frequency branch: a Transformer layer with attention over nodes, then over time.
 
     Softmax attention is an average with positive weights, a low-pass filter. Attention over nodes
-    ignores the edges: any two nodes may be alike. It needs time, not memory, quadratic in nodes.
+    ignores the edges. Its time, not its memory, is quadratic in the nodes.
 
-    Args:
-        channels: length of a node's vector, kept; a multiple of `heads`.
-        heads: attention heads.
-        dropout: probability, inside the MLP and on the results of both attentions.
-
-    Example:
-        >>> import torch
-        >>> AttentionBranch(channels=4, heads=2)(torch.zeros(8, 3, 2, 4)).shape
-        torch.Size([8, 3, 2, 4])
-
-    Source:
-        Park and Kim, How Do Vision Transformers Work?, ICLR 2022.
+    Source: Park and Kim, How Do Vision Transformers Work?, ICLR 2022.
     """
 
     def __init__(self, *, channels: int, heads: int, dropout: float = 0.0) -> None:
@@ -141,9 +94,7 @@ class AttentionBranch(nn.Module):
         self.mlp = ResidualMLP(channels=channels, dropout=dropout)
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self, z: Float[Tensor, "batch time nodes channels"]
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent) -> Latent:
         """Mix the nodes of every time step, then the time steps of every node."""
         z = z + self.drop(self.over_nodes(z))
         z = z + self.drop(self.over_time(z))
@@ -153,21 +104,7 @@ class AttentionBranch(nn.Module):
 class LatentEvolution(nn.Module):
     """One block: both branches side by side, fused by LayerNorm(high + low).
 
-    Args:
-        channels: length of a node's vector, kept.
-        hops: of the graph convolution.
-        heads: of the attention.
-        dropout: of both branches.
-
-    Example:
-        >>> import torch
-        >>> step = Propagation.over(torch.tensor([[0], [1]]), None, 2)
-        >>> block = LatentEvolution(channels=4, hops=1, heads=2)
-        >>> block(torch.zeros(8, 3, 2, 4), step, step).shape
-        torch.Size([8, 3, 2, 4])
-
-    Source:
-        Li et al., arXiv 2507.02939 (SDKD), the latent evolution module of ST-AlterNet.
+    Source: Li et al., arXiv 2507.02939 (SDKD), the latent evolution module of ST-AlterNet.
     """
 
     def __init__(self, *, channels: int, hops: int, heads: int, dropout: float = 0.0) -> None:
@@ -176,54 +113,48 @@ class LatentEvolution(nn.Module):
         self.low = AttentionBranch(channels=channels, heads=heads, dropout=dropout)
         self.fuse = nn.LayerNorm(channels)
 
-    def forward(
-        self,
-        z: Float[Tensor, "batch time nodes channels"],
-        along: Propagation,
-        against: Propagation,
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent, steps: Sequence[Propagation]) -> Latent:
         """Evolve the latent by one block."""
-        return self.fuse(self.high(z, along, against) + self.low(z))
+        return self.fuse(self.high(z, steps) + self.low(z))
 
 
-class GraphAlterNet(nn.Module):
-    """The graph counterpart of ST-AlterNet: graph convolution and attention in alternation.
+class GraphAlterNet(GraphForecaster):
+    """The graph counterpart of ST-AlterNet: graph convolution and attention in each block.
 
-    A node's window is cut into patches of `patch_size` steps, each encoded to a token; `n_layers`
-    blocks `LatentEvolution` mix the tokens of all nodes and patches; the decoder reads a node's
-    tokens and nothing else, so the tapped latent holds all that the forecast adds:
+    A node's window is cut into patches of ``patch_size`` steps, each encoded to a token;
+    ``n_layers`` blocks (`LatentEvolution`) mix the tokens of all nodes and patches; the decoder
+    reads a node's tokens and nothing else, so the tapped latent holds all that the forecast adds:
 
         forecast = last reading + decoder(blocks(encoder(window, covariates, node)))
 
-    Edges carry information from source to target in one half of the graph convolution and from
-    target to source in the other.
+    The graph convolution carries information along the edges and, with weights of its own, against
+    them. Taps are of the last block, (batch, patches, nodes, channels): ``latent``, and its
+    branches ``latent_high`` and ``latent_low``.
 
     Args:
-        input_size: features of a reading.
-        output_size: features of a forecast; as many as are read unless given.
         horizon: steps to forecast.
-        window: steps to read. Where it is no multiple of `patch_size`, the first step is repeated
-            in front.
+        window: steps to read. Where it is no multiple of ``patch_size``, the first step is
+            repeated in front.
         n_nodes: nodes of the graph.
+        input_size, output_size: features of a reading and of a forecast, by default the same.
         exog_size: features of the covariates, 0 for none. All steps of the window are read.
-        hidden_size: channels of the latent; a multiple of `n_heads`.
+        hidden_size: channels of the latent; a multiple of ``n_heads``.
         emb_size: length of a node's learned vector, 0 for none.
         n_layers: blocks.
         n_heads: attention heads.
         patch_size: steps in a token. More make a cheaper model.
         hops: edges that one graph convolution reaches across, in either direction.
         decoder_size: hidden channels of the decoder.
-        dropout: probability, inside blocks, encoder and decoder.
-        emb_dropout: probability of a node's learned vector being zeroed in a training step.
+        dropout: probability inside blocks, encoder and decoder.
+        emb_dropout: probability that a node's learned vector is zeroed in a training step.
         residual: whether the forecast adds to the last reading.
 
     Raises:
-        ValueError: for sizes below 1, probabilities outside [0, 1), a `hidden_size` that is no
-            multiple of `n_heads`, or a residual forecast of another number of features than the
-            readings.
+        ValueError: for sizes below 1, probabilities outside [0, 1), a ``hidden_size`` that is no
+            multiple of ``n_heads``, or a residual forecast with other features than the readings;
+            from ``forward``, for a shape, an index or a weight that does not fit.
 
     Example:
-        >>> import torch
         >>> model = GraphAlterNet(n_nodes=3, window=12, horizon=6, exog_size=2)
         >>> edge_index = torch.tensor([[0, 1], [1, 2]])
         >>> x, u = torch.randn(8, 12, 3, 1), torch.randn(8, 12, 2)
@@ -232,8 +163,7 @@ class GraphAlterNet(nn.Module):
         >>> model.taps["latent_high"]
         'blocks.1.high'
 
-    Source:
-        Li et al., arXiv 2507.02939 (SDKD), ST-AlterNet, with a graph in place of the grid.
+    Source: Li et al., arXiv 2507.02939 (SDKD), ST-AlterNet, with a graph in place of the grid.
     """
 
     def __init__(
@@ -248,49 +178,28 @@ class GraphAlterNet(nn.Module):
         hidden_size: int = 48,
         emb_size: int = 16,
         n_layers: int = 2,
-        n_heads: int = 2,
+        n_heads: int = 4,
         patch_size: int = 6,
-        hops: int = 1,
+        hops: int = 2,
         decoder_size: int = 64,
         dropout: float = 0.1,
         emb_dropout: float = 0.0,
         residual: bool = True,
     ) -> None:
-        super().__init__()
-        sizes = {"horizon": horizon, "window": window, "n_nodes": n_nodes}
-        sizes |= {"input_size": input_size, "hidden_size": hidden_size, "n_layers": n_layers}
-        sizes |= {"n_heads": n_heads, "patch_size": patch_size, "hops": hops}
-        for argument, got in (sizes | {"decoder_size": decoder_size}).items():
-            check_positive_int(argument, got)
-        for argument, got in {"exog_size": exog_size, "emb_size": emb_size}.items():
-            check_positive_int(argument, got, minimum=0)
-        check_fraction("dropout", dropout)
-        check_fraction("emb_dropout", emb_dropout)
+        sizes = GraphSizes(horizon, window, n_nodes, input_size, output_size, exog_size, residual)
+        check_sizes(hidden_size=hidden_size, n_layers=n_layers, n_heads=n_heads, hops=hops)
+        check_sizes(patch_size=patch_size, decoder_size=decoder_size)
+        check_sizes(0, emb_size=emb_size)
+        check_probabilities(dropout=dropout, emb_dropout=emb_dropout)
         if hidden_size % n_heads:
             raise ValueError(
                 f"`hidden_size` is {hidden_size}, expected a multiple of `n_heads={n_heads}`."
             )
-        self.output_size = output_size_of(input_size, output_size, residual)
-        self.input_size = input_size
-        self.horizon = horizon
-        self.window = window
-        self.n_nodes = n_nodes
-        self.exog_size = exog_size
+        super().__init__(sizes, hidden_size, emb_size, emb_dropout, steps=patch_size)
         self.patch_size = patch_size
-        self.residual = residual
-
         n_patches = -(-window // patch_size)
-        self.encode_window = nn.Linear(patch_size * input_size, hidden_size)
-        # Apart from the window's, so that shared covariates are encoded once, not once a node.
-        self.encode_exog = (
-            nn.Linear(patch_size * exog_size, hidden_size, bias=False) if exog_size else None
-        )
-        self.embedding = (
-            NodeEmbedding(n_nodes=n_nodes, emb_size=emb_size, dropout=emb_dropout)
-            if emb_size
-            else None
-        )
-        self.encode_node = nn.Linear(emb_size, hidden_size, bias=False) if emb_size else None
+        last = f"blocks.{n_layers - 1}"
+        self.taps = {"latent": last, "latent_high": f"{last}.high", "latent_low": f"{last}.low"}
         self.position = nn.Parameter(torch.empty(n_patches, 1, hidden_size))
         nn.init.normal_(self.position, std=0.02)
         self.encoder = ResidualMLP(channels=hidden_size, dropout=dropout)
@@ -301,58 +210,26 @@ class GraphAlterNet(nn.Module):
         self.decoder = nn.Sequential(
             nn.Linear(n_patches * hidden_size, decoder_size),
             ResidualMLP(channels=decoder_size, dropout=dropout),
-            nn.Linear(decoder_size, horizon * self.output_size),
+            nn.Linear(decoder_size, horizon * sizes.outputs),
         )
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """Places whose activations can be distilled, (batch, patches, nodes, channels), by path."""
-        last = f"blocks.{len(self.blocks) - 1}"
-        return {"latent": last, "latent_high": f"{last}.high", "latent_low": f"{last}.low"}
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch time nodes features"],
-        edge_index: Int[Tensor, "2 edges"] | None = None,
-        edge_weight: Float[Tensor, " edges"] | None = None,
-        u: Float[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch horizon nodes outputs"]:
-        """Forecast the steps after the window.
-
-        Args:
-            x: readings.
-            edge_index: sources and targets.
-            edge_weight: weights of at least 0; ``None`` counts every edge once.
-            u: covariates, (batch, time, exog) or (batch, time, nodes, exog).
-
-        Returns:
-            Readings to come.
-
-        Raises:
-            ValueError: for a shape, an index or a weight that does not fit what the model was built
-                for, naming it.
-        """
-        check_batch(x, window=self.window, n_nodes=self.n_nodes, input_size=self.input_size)
-        u = covariates(u, x, self.exog_size)
+    def decoded(
+        self, x: Tensor, u: Tensor | None, edge_index: Tensor | None, edge_weight: Tensor | None
+    ) -> Tensor:
+        """The decoder's output, (batch, nodes, horizon x outputs)."""
         edge_index = check_graph(edge_index, edge_weight, self.n_nodes)
-        along = Propagation.over(edge_index, edge_weight, self.n_nodes, dtype=x.dtype)
-        against = Propagation.over(edge_index.flip(0), edge_weight, self.n_nodes, dtype=x.dtype)
-
+        steps = [
+            Propagation.over(edges, edge_weight, self.n_nodes, dtype=x.dtype)
+            for edges in (edge_index, edge_index.flip(0))
+        ]
         z = self.encode_window(self._patches(x)) + self.position
-        if self.encode_exog is not None and u is not None:
-            z = z + self.encode_exog(self._patches(u))
-        if self.embedding is not None and self.encode_node is not None:
-            z = z + self.encode_node(self.embedding())
-        z = self.encoder(z)
+        z = self.encoder(self.with_context(z, None if u is None else self._patches(u)))
         for block in self.blocks:
-            z = block(z, along, against)
-        out = self.decoder(z.transpose(1, 2).flatten(2))
-        out = out.unflatten(-1, (self.horizon, self.output_size)).transpose(1, 2)
-        return x[:, -1:] + out if self.residual else out
+            z = block(z, steps)
+        return self.decoder(z.transpose(1, 2).flatten(2))
 
     def _patches(self, x: Tensor) -> Tensor:
         """(batch, time, nodes, features) to (batch, patches, nodes, patch_size x features)."""
-        missing = -x.shape[1] % self.patch_size
-        if missing:
+        if missing := -x.shape[1] % self.patch_size:
             x = torch.cat([x[:, :1].expand(-1, missing, -1, -1), x], dim=1)
         return x.unflatten(1, (-1, self.patch_size)).transpose(2, 3).flatten(3)

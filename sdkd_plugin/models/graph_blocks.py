@@ -1,125 +1,103 @@
-"""What the graph models share: input checks, propagation over edges, and small layers.
+"""What the graph models share: checks, encoders, propagation over edges, small layers.
 
-Here live the checks of a batch and of a graph against the sizes a model was built for, one step of
-row-normalised propagation (dense for small graphs, over the edge list for large ones), the node
-embedding and the residual MLP block. No model lives here, and nothing spectral: a graph's Laplacian
-and its eigenvectors belong to `sdkd_plugin.spectral`.
+A graph's Laplacian and its eigenvectors belong to `sdkd_plugin.spectral`.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product beat gathering
-# a message an edge, on a CPU and on a GPU alike, and nothing but standard operators is exported.
+from sdkd_plugin._checks import check_sizes, shown
+
+# Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product are faster
+# than a message an edge, on CPUs and GPUs, and export to standard operators alone.
 DENSE_UP_TO = 1024
 
 
-def output_size_of(input_size: int, output_size: int | None, residual: bool) -> int:
-    """The number of forecast features; ``None`` means as many as are read.
-
-    Raises:
-        ValueError: if a residual forecast has another number of features than the readings.
-    """
-    size = input_size if output_size is None else output_size
-    if residual and size != input_size:
-        raise ValueError(
-            f"`output_size` is {size} and `input_size` is {input_size}; a residual adds to "
-            "the last reading, so they must be equal. Pass `residual=False`."
-        )
-    return size
+def check_probabilities(**options: object) -> None:
+    """Refuse probabilities outside [0, 1)."""
+    for argument, got in options.items():
+        if isinstance(got, bool) or not isinstance(got, Real) or not 0 <= float(got) < 1:
+            raise ValueError(f"`{argument}` is {shown(got)}, expected a probability in [0, 1).")
 
 
-def check_fraction(argument: str, got: float) -> None:
-    """Refuse a dropout probability outside [0, 1).
+@dataclass(frozen=True)
+class GraphSizes:
+    """What a graph model reads and forecasts; ``output_size=None`` is that of the input."""
 
-    Raises:
-        ValueError: naming the argument and what it was.
-    """
-    if not 0 <= got < 1:
-        raise ValueError(f"`{argument}` is {got!r}, expected a probability in [0, 1).")
+    horizon: int
+    window: int
+    n_nodes: int
+    input_size: int
+    output_size: int | None
+    exog_size: int
+    residual: bool
 
-
-def check_batch(x: Tensor, *, window: int, n_nodes: int, input_size: int) -> None:
-    """Refuse readings of another shape than ``(batch, window, n_nodes, input_size)``.
-
-    Raises:
-        ValueError: naming the axis that differs, what it was and what was expected.
-    """
-    if x.ndim != 4:
-        raise ValueError(
-            f"`x` has shape {tuple(x.shape)}, expected (batch, time, nodes, features); "
-            "a single feature still needs its axis: `x.unsqueeze(-1)`."
-        )
-    expected = {"time steps": window, "nodes": n_nodes, "features": input_size}
-    arguments = ("window", "n_nodes", "input_size")
-    for (what, want), got, argument in zip(expected.items(), x.shape[1:], arguments, strict=True):
-        if got != want:
+    def __post_init__(self) -> None:
+        check_sizes(horizon=self.horizon, window=self.window, n_nodes=self.n_nodes)
+        check_sizes(input_size=self.input_size, output_size=self.outputs)
+        check_sizes(0, exog_size=self.exog_size)
+        if self.residual and self.outputs != self.input_size:
             raise ValueError(
-                f"`x` has {got} {what}, expected {want}, since the model was built with "
-                f"`{argument}={want}`."
+                f"`output_size` is {self.outputs} and `input_size` is {self.input_size}; a "
+                "residual adds to the last reading, so they must be equal. Pass `residual=False`."
             )
 
+    @property
+    def outputs(self) -> int:
+        """Features of a forecast."""
+        return self.input_size if self.output_size is None else self.output_size
 
-def covariates(u: Tensor | None, x: Tensor, exog_size: int) -> Tensor | None:
-    """Covariates as ``(batch, time, nodes, exog_size)``, with one node where all share them.
-
-    Raises:
-        ValueError: if they are missing, unexpected, or of another shape than `x` allows.
-    """
-    if u is None:
-        if exog_size > 0:
+    def checked(self, x: Tensor, u: Tensor | None) -> Tensor | None:
+        """Check a batch; return ``u`` with a node axis, of length 1 where all nodes share it."""
+        if x.ndim != 4:
             raise ValueError(
-                f"`u` is None, expected covariates, since the model was built with "
-                f"`exog_size={exog_size}`."
+                f"`x` has shape {tuple(x.shape)}, expected (batch, time, nodes, features); "
+                "a single feature still needs its axis: `x.unsqueeze(-1)`."
             )
-        return None
-    if exog_size == 0:
-        raise ValueError(
-            f"`u` has shape {tuple(u.shape)}, expected None, since the model was built with "
-            f"`exog_size=0`; pass `exog_size={u.shape[-1]}` to use covariates."
-        )
-    batch, time, nodes, _ = x.shape
-    shared, per_node = (batch, time, exog_size), (batch, time, nodes, exog_size)
-    if tuple(u.shape) not in (shared, per_node):
-        raise ValueError(
-            f"`u` has shape {tuple(u.shape)}, expected {shared} (shared by all nodes) or "
-            f"{per_node}."
-        )
-    return u.unsqueeze(2) if u.ndim == 3 else u
+        axes = {"window": "time steps", "n_nodes": "nodes", "input_size": "features"}
+        for (argument, what), got in zip(axes.items(), x.shape[1:], strict=True):
+            if got != (want := getattr(self, argument)):
+                raise ValueError(
+                    f"`x` has {got} {what}, expected {want}, since the model was built with "
+                    f"`{argument}={want}`."
+                )
+        if u is None and not self.exog_size:
+            return None
+        given = "is None" if u is None else f"has shape {tuple(u.shape)}"
+        shapes = [(*x.shape[:n], self.exog_size) for n in (2, 3)]
+        if u is None or not self.exog_size or tuple(u.shape) not in shapes:
+            wanted = f"covariates {shapes[0]} (shared by all nodes) or {shapes[1]}"
+            raise ValueError(
+                f"`u` {given}, expected {wanted if self.exog_size else None}: the model was built "
+                f"with `exog_size={self.exog_size}`, the number of covariates' features."
+            )
+        return u.unsqueeze(2) if u.ndim == 3 else u
 
 
 def check_graph(edge_index: Tensor | None, edge_weight: Tensor | None, n_nodes: int) -> Tensor:
-    """The edges, unless they lead to nodes that do not exist or have a weight that is no weight.
+    """Return the edges; refuse nodes that do not exist and weights that are negative or not finite.
 
-    On a GPU this waits for the device. It is skipped while the model is compiled or exported,
-    where values are unknown.
-
-    Raises:
-        ValueError: naming the argument, what it was and what was expected.
+    On a GPU this waits for the device. Values are not checked in compilation or export.
     """
-    if edge_index is None:
-        raise ValueError("`edge_index` is None, expected the graph's edges, shape (2, edges).")
-    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-        raise ValueError(
-            f"`edge_index` has shape {tuple(edge_index.shape)}, expected (2, edges): sources, "
-            "targets."
-        )
+    if edge_index is None or edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        got = "is None" if edge_index is None else f"has shape {tuple(edge_index.shape)}"
+        raise ValueError(f"`edge_index` {got}, expected (2, edges): sources, targets.")
     edges = edge_index.shape[1]
     if edge_weight is not None and tuple(edge_weight.shape) != (edges,):
-        raise ValueError(
-            f"`edge_weight` has shape {tuple(edge_weight.shape)}, expected ({edges},), one weight "
-            "for each edge of `edge_index`."
-        )
+        got = str(tuple(edge_weight.shape))
+        raise ValueError(f"`edge_weight` has shape {got}, expected ({edges},), a weight an edge.")
     if torch.compiler.is_compiling() or edges == 0:
         return edge_index
     low, high = torch.stack(edge_index.aminmax()).tolist()
     if low < 0 or high >= n_nodes:
         raise ValueError(
-            f"`edge_index` has indices from {low} to {high}, expected 0 to "
-            f"{n_nodes - 1}, since the model was built with `n_nodes={n_nodes}`."
+            f"`edge_index` has indices from {low} to {high}, expected 0 to {n_nodes - 1}, since "
+            f"the model was built with `n_nodes={n_nodes}`."
         )
     if edge_weight is None:
         return edge_index
@@ -132,63 +110,12 @@ def check_graph(edge_index: Tensor | None, edge_weight: Tensor | None, n_nodes: 
     return edge_index
 
 
-def normalised_weights(
-    edge_index: Int[Tensor, "2 edges"],
-    edge_weight: Float[Tensor, " edges"] | None,
-    n_nodes: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, " edges"]:
-    """Edge weights that sum to 1 over the edges into each node, self loops set to 0.
-
-    w_ij / sum_k w_ik for the edge from j to i. A node without incoming edges has none to weigh.
-
-    Args:
-        edge_index: sources and targets.
-        edge_weight: weights of at least 0; ``None`` counts every edge once.
-        n_nodes: number of nodes.
-        dtype: of the result.
-
-    Returns:
-        One weight an edge.
-
-    Example:
-        >>> import torch
-        >>> normalised_weights(torch.tensor([[0, 1, 2], [2, 2, 2]]), torch.tensor([1.0, 3, 9]), 3)
-        tensor([0.2500, 0.7500, 0.0000])
-    """
-    source, target = edge_index[0].long(), edge_index[1].long()
-    if edge_weight is None:
-        weight = torch.ones(source.shape, dtype=dtype, device=edge_index.device)
-    else:
-        weight = edge_weight.to(dtype)
-    weight = torch.where(source == target, torch.zeros_like(weight), weight)
-    degree = torch.zeros(n_nodes, dtype=dtype, device=weight.device)
-    degree = degree.index_add(0, target, weight)
-    degree = torch.where(degree > 0, degree, torch.ones_like(degree))
-    return weight / degree[target]
-
-
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """One step over the edges: each node's weighted sum over the nodes that point at it.
+    """One step over the edges: each node's weighted mean over the nodes that point at it.
 
-    (P x)_i = sum over edges from j to i of w_ij x_j, and 0 where none points at i. Made once a
-    forward pass and used by all layers, since the graph comes with the batch.
-
-    Args:
-        source: first ends of the edges, (edges,).
-        target: second ends, (edges,).
-        weight: one weight an edge, as of `normalised_weights`.
-        matrix: the same weights as (target, source) entries of a dense matrix, or ``None`` to
-            gather and add a message an edge.
-
-    Example:
-        >>> import torch
-        >>> step = Propagation.over(torch.tensor([[0], [1]]), None, 2)
-        >>> step(torch.tensor([[1.0], [5.0]]))
-        tensor([[0.],
-                [1.]])
+    (P x)_i = sum_j w_ij x_j / sum_j w_ij over the edges from j to i, self loops left out, and 0
+    where none points at i. It is made in every forward pass, since a batch brings its graph.
     """
 
     source: Tensor
@@ -205,12 +132,15 @@ class Propagation:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> "Propagation":
-        """Row-normalised propagation from sources to targets."""
-        source, target = edge_index[0].long(), edge_index[1].long()
-        weight = normalised_weights(edge_index, edge_weight, n_nodes, dtype=dtype)
+        """Propagation from sources to targets; without weights every edge has weight 1."""
+        source, target = edge_index.long().unbind()
+        weight = torch.ones_like(source) if edge_weight is None else edge_weight
+        weight = weight.to(dtype).where(source != target, 0)
+        degree = weight.new_zeros(n_nodes).index_add(0, target, weight)
+        weight = weight / degree.where(degree > 0, 1)[target]
         if n_nodes > DENSE_UP_TO:
             return cls(source, target, weight)
-        matrix = torch.zeros(n_nodes, n_nodes, dtype=dtype, device=weight.device)
+        matrix = weight.new_zeros(n_nodes, n_nodes)
         matrix = matrix.index_put((target, source), weight, accumulate=True)
         return cls(source, target, weight, matrix)
 
@@ -226,22 +156,13 @@ class Propagation:
 
 
 class NodeEmbedding(nn.Module):
-    """A learned vector for every node, dropped whole with probability `dropout` in training.
+    """A learned vector for every node.
 
-    Dropping whole vectors, for all samples of a batch at once, keeps a short training series from
-    being memorised node by node: the forecast has to do without the identity now and then.
-
-    Args:
-        n_nodes: number of nodes.
-        emb_size: length of a vector.
-        dropout: probability of a node's vector being zeroed in a training step.
-
-    Example:
-        >>> NodeEmbedding(n_nodes=207, emb_size=8)().shape
-        torch.Size([207, 8])
+    In training a node's whole vector is zeroed with probability ``dropout``, for all samples of a
+    batch at once, lest a model memorise a short training series node by node.
     """
 
-    def __init__(self, *, n_nodes: int, emb_size: int, dropout: float = 0.0) -> None:
+    def __init__(self, n_nodes: int, emb_size: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
         self.weight = nn.Parameter(torch.empty(n_nodes, emb_size))
@@ -256,26 +177,70 @@ class NodeEmbedding(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """A residual channel-mixing block, x + W2 gelu(W1 norm(x)).
+    """A residual MLP over the channels, x + W2 gelu(W1 norm(x)), dropout on the hidden ones."""
 
-    Args:
-        channels: length of a node's vector, kept.
-        expansion: hidden channels for each channel.
-        dropout: probability, on the hidden channels.
-
-    Example:
-        >>> import torch
-        >>> ResidualMLP(channels=4)(torch.zeros(2, 3, 4)).shape
-        torch.Size([2, 3, 4])
-    """
-
-    def __init__(self, *, channels: int, expansion: int = 1, dropout: float = 0.0) -> None:
+    def __init__(self, *, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.up = nn.Linear(channels, expansion * channels)
+        self.up = nn.Linear(channels, channels)
         self.drop = nn.Dropout(dropout)
-        self.down = nn.Linear(expansion * channels, channels)
+        self.down = nn.Linear(channels, channels)
 
     def forward(self, x: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch channels"]:
         """Mix the channels of every node by itself."""
         return x + self.down(self.drop(nn.functional.gelu(self.up(self.norm(x)))))
+
+
+class GraphForecaster(nn.Module, ABC):
+    """What both graph models do: check a batch, encode its parts, add to the last reading.
+
+    Encoders read ``steps`` steps at once, of ``copies`` fields of readings. Covariates have their
+    own, so that those shared by all nodes are encoded once, not once a node.
+    """
+
+    taps: dict[str, str]
+
+    def __init__(
+        self, sizes: GraphSizes, hidden: int, emb: int, dropout: float, steps: int, copies: int = 1
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.n_nodes = sizes.n_nodes
+        self.encode_window = nn.Linear(steps * sizes.input_size * copies, hidden)
+        exog = steps * sizes.exog_size
+        self.encode_exog = nn.Linear(exog, hidden, bias=False) if exog else None
+        self.embedding = NodeEmbedding(sizes.n_nodes, emb, dropout=dropout) if emb else None
+        self.encode_node = nn.Linear(emb, hidden, bias=False) if emb else None
+
+    def with_context(self, z: Tensor, u: Tensor | None) -> Tensor:
+        """Add encoded covariates and node embeddings to encoded readings."""
+        if self.encode_exog is not None and u is not None:
+            z = z + self.encode_exog(u)
+        if self.embedding is not None and self.encode_node is not None:
+            z = z + self.encode_node(self.embedding())
+        return z
+
+    @abstractmethod
+    def decoded(
+        self, x: Tensor, u: Tensor | None, edge_index: Tensor | None, edge_weight: Tensor | None
+    ) -> Float[Tensor, "batch nodes steps_outputs"]:
+        """What a forecast adds to the last reading, from checked readings and covariates."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time nodes features"],
+        edge_index: Int[Tensor, "2 edges"] | None = None,
+        edge_weight: Float[Tensor, " edges"] | None = None,
+        u: Float[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch horizon nodes outputs"]:
+        """Forecast the steps after the window.
+
+        Args:
+            x: readings.
+            edge_index: sources and targets; a `GraphMixer` with ``hops=0`` needs none.
+            edge_weight: weights of at least 0; by default 1 for every edge.
+            u: covariates, (batch, time, exog) or (batch, time, nodes, exog).
+        """
+        out = self.decoded(x, self.sizes.checked(x, u), edge_index, edge_weight)
+        out = out.unflatten(-1, (self.sizes.horizon, self.sizes.outputs)).transpose(1, 2)
+        return x[:, -1:] + out if self.sizes.residual else out

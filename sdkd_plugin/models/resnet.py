@@ -1,19 +1,15 @@
-"""ResNet, the student of residual blocks at one resolution.
-
-Here lives the model alone; its blocks are in `blocks`.
-"""
+"""ResNet, a student of residual blocks at one resolution."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_positive_int
+from sdkd_plugin._checks import check_sizes
 from sdkd_plugin.models.blocks import (
     AppendCoordinates,
     Padding,
     ResidualBlock,
     Upsample,
     check_input,
-    check_padding,
     conv_block,
 )
 
@@ -22,18 +18,17 @@ class ResNet(nn.Module):
     """A convolution, residual blocks, a readout; at full resolution or once downsampled.
 
     Any grid works, odd sizes too. On a periodic grid it commutes with shifts (downsampled: by 2
-    points, on even sizes), unless ``coordinates`` tells it where it is.
+    points, on even sizes), unless ``coordinates`` is set. Its tap ``latent`` is the last block.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
-        width: channels everywhere between. At depth 4 and downsampled, with 10 frames in and 10
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
+        width: channels of all hidden layers. At depth 4 and downsampled, with 10 frames in and 10
             out, 14 is 19 thousand parameters and 238 is 5 million.
         depth: residual blocks.
         downsample: whether the blocks run on half the grid, at about a quarter of the cost and
-            with twice the reach.
-        padding: what lies beyond the boundary.
-        coordinates: whether the first layer also sees the coordinates of each point.
+            with twice the receptive field.
+        padding: the boundary rule, ``"periodic"``, ``"reflect"`` or ``"zeros"``.
+        coordinates: whether the first layer also reads the coordinates of each point.
 
     Raises:
         ValueError: for a size that is not positive or an unknown option; from ``forward``, for
@@ -60,30 +55,20 @@ class ResNet(nn.Module):
         coordinates: bool = False,
     ) -> None:
         super().__init__()
-        check_positive_int("in_channels", in_channels)
-        check_positive_int("out_channels", out_channels)
-        check_positive_int("width", width)
-        check_positive_int("depth", depth)
-        check_padding(padding)
+        check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, depth=depth)
         self.in_channels = in_channels
         self.smallest = 3 if downsample else 2
-        self.locate = AppendCoordinates(padding) if coordinates else None
-        seen = in_channels + (self.locate.channels if self.locate else 0)
+        self.locate = AppendCoordinates(padding, coordinates)
+        seen = in_channels + self.locate.channels
         self.stem = conv_block(seen, width, padding=padding, stride=2 if downsample else 1)
         self.blocks = nn.Sequential(*(ResidualBlock(width, padding=padding) for _ in range(depth)))
         self.up = Upsample(width, width, padding=padding) if downsample else None
         self.readout = nn.Conv2d(width, out_channels, 1)
+        self.taps = {"latent": "blocks"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The last residual block's activation: tap name to module path."""
-        return {"latent": "blocks"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         shape = (x.shape[2], x.shape[3])
-        x = self.blocks(self.stem(self.locate(x) if self.locate else x))
+        x = self.blocks(self.stem(self.locate(x)))
         return self.readout(self.up(x, shape) if self.up else x)

@@ -1,17 +1,14 @@
-"""SimVP, the teacher whose encoder sees one frame and whose translator sees all of them.
-
-Here live the model and its two translators. Encoder and decoder are in `blocks`.
-"""
+"""SimVP, a teacher that encodes each frame alone and translates all frames at once."""
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._checks import check_choice, check_sizes
 from sdkd_plugin.models.blocks import (
     AppendCoordinates,
     Decoder,
@@ -19,7 +16,6 @@ from sdkd_plugin.models.blocks import (
     Padding,
     check_input,
     check_multiple,
-    check_padding,
     conv2d,
     conv_block,
     group_norm,
@@ -27,38 +23,24 @@ from sdkd_plugin.models.blocks import (
 
 Translator = Literal["inception", "gated"]
 
-_INCEPTION_KERNELS = (3, 5, 7, 11)
-_INCEPTION_GROUPS = 8
+_KERNELS, _GROUPS = (3, 5, 7, 11), 8  # of inception
 # A kernel of about 15 as a local one and a dilated one. SimVP v2 uses 21 (5, and 7 at dilation
 # 3), which needs a latent grid of 10 points an axis; 15 runs on the 8 of a 32 x 32 field.
 _GATED_LOCAL, _GATED_WIDE, _GATED_DILATION = 5, 5, 3
 
 
 class InceptionBlock(nn.Module):
-    """Parallel grouped convolutions of several sizes on a pointwise mixture, summed.
-
-    Args:
-        in_channels: channels in.
-        hidden: channels of the mixture.
-        out_channels: channels out.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> InceptionBlock(8, 4, 16, padding="periodic")(torch.zeros(1, 8, 8, 8)).shape
-        torch.Size([1, 16, 8, 8])
+    """The sum of grouped convolutions of several kernel sizes, after a pointwise one.
 
     Source: Gao et al., SimVP, CVPR 2022, section 3.3.
     """
 
-    def __init__(
-        self, in_channels: int, hidden: int, out_channels: int, *, padding: Padding
-    ) -> None:
+    def __init__(self, c_in: int, hidden: int, c_out: int, *, padding: Padding) -> None:
         super().__init__()
-        groups = math.gcd(_INCEPTION_GROUPS, hidden, out_channels)
-        self.mix = nn.Conv2d(in_channels, hidden, 1)
+        groups = math.gcd(_GROUPS, hidden, c_out)
+        self.mix = nn.Conv2d(c_in, hidden, 1)
         self.branches = nn.ModuleList(
-            conv_block(hidden, out_channels, kernel, padding=padding, groups=groups)
-            for kernel in _INCEPTION_KERNELS
+            conv_block(hidden, c_out, n, padding=padding, groups=groups) for n in _KERNELS
         )
 
     def forward(self, z: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
@@ -68,20 +50,7 @@ class InceptionBlock(nn.Module):
 
 
 class InceptionTranslator(nn.Module):
-    """A U of inception blocks at one resolution: ``depth`` down, ``depth`` up, skips between.
-
-    Args:
-        in_channels: latent channels of all input frames.
-        out_channels: latent channels of all forecast frames.
-        width: channels between.
-        depth: blocks of each half.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> translator = InceptionTranslator(8, 12, width=16, depth=2, padding="zeros")
-        >>> translator(torch.zeros(1, 8, 8, 8)).shape
-        torch.Size([1, 12, 8, 8])
-    """
+    """A U of inception blocks at one resolution: ``depth`` down, ``depth`` up, skips between."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, width: int, depth: int, padding: Padding
@@ -93,22 +62,18 @@ class InceptionTranslator(nn.Module):
 
         self.first = nn.ModuleList(block(width if i else in_channels, width) for i in range(depth))
         self.second = nn.ModuleList(
-            block(
-                2 * width if i else width,
-                width if i < depth - 1 else out_channels,
-            )
+            block(2 * width if i else width, width if i < depth - 1 else out_channels)
             for i in range(depth)
         )
 
     def forward(self, z: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Turn the input frames' latents into the forecast frames'."""
-        skips = []
+        skips = [z]
         for block in self.first:
-            z = block(z)
-            skips.append(z)
-        skips.pop()
-        for i, block in enumerate(self.second):
-            z = block(torch.cat([z, skips.pop()], dim=1) if i else z)
+            skips.append(block(skips[-1]))
+        z = self.second[0](skips.pop())
+        for block in self.second[1:]:
+            z = block(torch.cat([z, skips.pop()], dim=1))
         return z
 
 
@@ -118,41 +83,24 @@ class GatedBlock(nn.Module):
         f, g = pointwise(wide(local(norm(z)))),   z = z + pointwise(sigmoid(g) * f),
         z = z + MLP(norm(z))
 
-    Args:
-        channels: channels in and out.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> GatedBlock(8, padding="periodic")(torch.zeros(1, 8, 8, 8)).shape
-        torch.Size([1, 8, 8, 8])
-
     Source: Tan et al., SimVP v2, 2022 (gSTA), after the large-kernel attention of Guo et al., VAN.
     """
 
     def __init__(self, channels: int, *, padding: Padding) -> None:
         super().__init__()
+
+        c, depthwise = channels, partial(conv2d, channels, channels, groups=channels)
         self.spread = nn.Sequential(
             group_norm(channels),
-            nn.Conv2d(channels, channels, 1),
+            nn.Conv2d(c, c, 1),
             nn.GELU(),
-            conv2d(channels, channels, _GATED_LOCAL, padding=padding, groups=channels),
-            conv2d(
-                channels,
-                channels,
-                _GATED_WIDE,
-                padding=padding,
-                groups=channels,
-                dilation=_GATED_DILATION,
-            ),
-            nn.Conv2d(channels, 2 * channels, 1),
+            depthwise(_GATED_LOCAL, padding=padding),
+            depthwise(_GATED_WIDE, padding=padding, dilation=_GATED_DILATION),
+            nn.Conv2d(c, 2 * c, 1),
         )
-        self.project = nn.Conv2d(channels, channels, 1)
-        self.mlp = nn.Sequential(
-            group_norm(channels),
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
+        self.project = nn.Conv2d(c, c, 1)
+        hidden, out = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(2 * c, c, 1)
+        self.mlp = nn.Sequential(group_norm(c), hidden, nn.GELU(), out)
 
     def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
         """Return the latent one block later."""
@@ -165,11 +113,11 @@ class SimVP(nn.Module):
     """Encode each frame, translate all of them at once, decode each forecast frame.
 
     The encoder turns each frame of ``in_channels / in_frames`` variables into ``width`` channels
-    on a coarser grid; the translator turns the ``in_frames * width`` channels of all input
-    frames into the ``out_frames * width`` of all forecast frames, so the two counts may differ;
-    the decoder reads each of these back, with a skip from the encoder's first layer: forecast
-    frame t takes it from input frame t, of the ``out_frames`` latest where there are more input
-    frames, and from the last one where there are fewer.
+    on a coarser grid. The translator turns the ``in_frames * width`` channels of all input frames
+    into the ``out_frames * width`` of all forecast frames, the tap ``latent``. The decoder turns
+    each of these into a field, with a skip from the encoder's first layer: forecast frame t uses
+    input frame t, counted among the ``out_frames`` latest where there are more input frames; where
+    there are fewer, the remaining forecast frames use the last one.
 
     Args:
         in_channels: input frames times variables, frame by frame: channel
@@ -183,13 +131,12 @@ class SimVP(nn.Module):
         n_downsampling: halvings of the grid.
         translator: ``"inception"``, parallel grouped kernels of 3, 5, 7 and 11 (SimVP v1), or
             ``"gated"``, a decomposed large kernel with a gate (SimVP v2's gSTA).
-        padding: what lies beyond the boundary.
-        coordinates: whether the encoder also sees the coordinates of each point.
+        padding: the boundary rule, ``"periodic"``, ``"reflect"`` or ``"zeros"``.
+        coordinates: whether the encoder also reads the coordinates of each point.
 
     Raises:
-        ValueError: for a size that is not positive, an unknown option, or channels that the
-            frames do not divide; from ``forward``, for other channels or a grid too coarse for
-            the translator's kernels.
+        ValueError: for a size that is not positive, an unknown option, or channels that are no
+            multiple of the frames; from ``forward``, for other channels or too coarse a grid.
 
     Example:
         >>> teacher = SimVP(in_channels=10, out_channels=20, width=8, latent_width=32)
@@ -216,72 +163,50 @@ class SimVP(nn.Module):
         coordinates: bool = False,
     ) -> None:
         super().__init__()
-        check_positive_int("in_channels", in_channels)
-        check_positive_int("out_channels", out_channels)
-        check_positive_int("width", width)
-        check_positive_int("latent_width", latent_width)
-        check_positive_int("depth", depth)
-        check_positive_int("n_downsampling", n_downsampling)
+        check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, depth=depth)
+        check_sizes(latent_width=latent_width, n_downsampling=n_downsampling)
         check_choice("translator", translator, get_args(Translator))
-        check_padding(padding)
         in_frames = in_channels if in_frames is None else in_frames
-        check_positive_int("in_frames", in_frames)
+        check_sizes(in_frames=in_frames)
         check_multiple("in_channels", in_channels, in_frames, "`in_frames`")
         variables = in_channels // in_frames
         if out_frames is None:
-            check_multiple(
-                "out_channels",
-                out_channels,
-                variables,
-                "the variables of an input frame; give `out_frames` if the forecast has others",
-            )
+            why = "the variables of an input frame; give `out_frames` if the forecast has others"
+            check_multiple("out_channels", out_channels, variables, why)
             out_frames = out_channels // variables
-        check_positive_int("out_frames", out_frames)
+        check_sizes(out_frames=out_frames)
         check_multiple("out_channels", out_channels, out_frames, "`out_frames`")
 
         self.in_channels = in_channels
         self.in_frames = in_frames
         self.out_frames = out_frames
-        reach = (
-            max(_INCEPTION_KERNELS) // 2
-            if translator == "inception"
-            else max(_GATED_LOCAL // 2, _GATED_DILATION * (_GATED_WIDE // 2))
-        )
+        gated = max(_GATED_LOCAL // 2, _GATED_DILATION * (_GATED_WIDE // 2))
+        reach = max(_KERNELS) // 2 if translator == "inception" else gated
         # Padding may not reach around the whole grid, so the latent needs more points than that.
         self.smallest = reach * 2**n_downsampling + 1
         widths = [width] * (n_downsampling + 1)
-        self.locate = AppendCoordinates(padding) if coordinates else None
-        seen = variables + (self.locate.channels if self.locate else 0)
-        self.encoder = Encoder(seen, widths, padding=padding)
+        self.locate = AppendCoordinates(padding, coordinates)
+        self.encoder = Encoder(variables + self.locate.channels, widths, padding=padding)
+        read, written = in_frames * width, out_frames * width
         self.translator: nn.Module
         if translator == "inception":
             self.translator = InceptionTranslator(
-                in_frames * width,
-                out_frames * width,
-                width=latent_width,
-                depth=depth,
-                padding=padding,
+                read, written, width=latent_width, depth=depth, padding=padding
             )
         else:
             self.translator = nn.Sequential(
-                nn.Conv2d(in_frames * width, latent_width, 1),
+                nn.Conv2d(read, latent_width, 1),
                 *(GatedBlock(latent_width, padding=padding) for _ in range(depth)),
-                nn.Conv2d(latent_width, out_frames * width, 1),
+                nn.Conv2d(latent_width, written, 1),
             )
         self.decoder = Decoder(widths, out_channels // out_frames, padding=padding)
+        self.taps = {"latent": "translator"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The forecast frames' latents, ``out_frames * width`` channels: name to module path."""
-        return {"latent": "translator"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         frames = x.unflatten(1, (self.in_frames, -1)).flatten(0, 1)
-        latent, skip = self.encoder(self.locate(frames) if self.locate else frames)
+        latent, skip = self.encoder(self.locate(frames))
         latent = self.translator(latent.unflatten(0, (-1, self.in_frames)).flatten(1, 2))
         latent = latent.unflatten(1, (self.out_frames, -1)).flatten(0, 1)
         fields = self.decoder(latent, self._pair_frames(skip))

@@ -1,18 +1,14 @@
-"""STAlterNet, the teacher whose latent evolution separates high from low frequencies.
-
-Here lives the model with its two branches. Its encoder and decoder are in `blocks`; what a
-distillation does with the tapped branches is the losses' affair.
-"""
+"""STAlterNet, a teacher with separate branches for high and for low frequencies."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._checks import check_choice, check_sizes
 from sdkd_plugin.models.blocks import (
     AppendCoordinates,
     Decoder,
@@ -20,9 +16,9 @@ from sdkd_plugin.models.blocks import (
     LayerNorm2d,
     Padding,
     ResidualBlock,
+    channel_mlp,
     check_input,
     check_multiple,
-    check_padding,
     positions,
 )
 
@@ -32,24 +28,11 @@ Order = Literal["parallel", "serial"]
 def rotary_angles(
     nx: int, ny: int, head_width: int, like: Tensor, *, padding: Padding
 ) -> Float[Tensor, "tokens half"]:
-    """Angles by which queries and keys turn with the place of their token.
+    """Angles by which the queries and keys of each token are rotated.
 
     ``2π k x`` and ``2π k y`` on a periodic grid, ``π k x`` and ``π k y`` on a bounded one, with
-    k = 0 ... head_width / 4 - 1 and x, y in [0, 1). A query meets a key at the difference of
-    their angles, so attention knows the distance between two points; whole turns make that
-    distance the one on the torus, and counting in parts of the domain instead of in points
-    makes it mean the same at every resolution.
-
-    Args:
-        nx: points along the first axis.
-        ny: points along the second axis.
-        head_width: channels of one head, a multiple of 4.
-        like: a tensor whose device and floating type to follow.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> rotary_angles(4, 4, 8, torch.zeros(1), padding="periodic").shape
-        torch.Size([16, 4])
+    k = 0 ... head_width / 4 - 1 and x, y in [0, 1), at every resolution. The product of a query
+    and a key depends on the difference of their angles, on a periodic grid the torus distance.
     """
     turn = 2 * math.pi if padding == "periodic" else math.pi
     x, y = (positions(n, like, padding=padding) for n in (nx, ny))
@@ -62,14 +45,9 @@ def rotary_angles(
 def rotate(
     tokens: Float[Tensor, "batch heads tokens width"], angles: Float[Tensor, "tokens half"]
 ) -> Float[Tensor, "batch heads tokens width"]:
-    """Turn the pairs (i, i + width / 2) of each token's channels by that token's angles.
+    """Rotate the pairs (i, i + width / 2) of each token's channels by that token's angles.
 
     Source: Su et al., RoFormer, 2021, equation 34; here with two axes.
-
-    Example:
-        >>> turned = rotate(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[math.pi / 2]]))
-        >>> torch.allclose(turned, torch.tensor([0.0, 1.0]), atol=1e-6)
-        True
     """
     cos, sin = angles.cos().to(tokens.dtype), angles.sin().to(tokens.dtype)
     first, second = tokens.chunk(2, dim=-1)
@@ -81,37 +59,18 @@ class AttentionBranch(nn.Module):
 
         a = Attention(LayerNorm(z)),    z_low = a + MLP(LayerNorm(a))
 
-    Softmax attention averages over positions, a low-pass filter (Park & Kim 2022). The identity
-    path, which passes every frequency, is the convolution branch's alone; so what leaves here,
-    the tap ``latent_low``, is what attention made and nothing else.
-
-    Args:
-        channels: channels in and out.
-        heads: attention heads; ``channels / heads`` is a multiple of 4.
-        mlp_ratio: hidden channels of the MLP over ``channels``.
-        padding: what lies beyond the boundary; it decides which distance attention sees.
-
-    Example:
-        >>> AttentionBranch(16, heads=2, mlp_ratio=2, padding="zeros")(
-        ...     torch.zeros(1, 16, 4, 5)
-        ... ).shape
-        torch.Size([1, 16, 4, 5])
+    Softmax attention averages over positions, a low-pass filter (Park & Kim 2022); an identity
+    would pass every frequency.
     """
 
     def __init__(self, channels: int, *, heads: int, mlp_ratio: int, padding: Padding) -> None:
         super().__init__()
         self.heads = heads
         self.padding: Padding = padding
-        hidden = mlp_ratio * channels
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.project = nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, channels),
-        )
+        self.mlp = channel_mlp(channels, mlp_ratio * channels)
 
     def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
         """Return the low-frequency part of the latent's evolution."""
@@ -130,20 +89,8 @@ class AttentionBranch(nn.Module):
 class EvolutionBlock(nn.Module):
     """One step of latent evolution: a convolution branch, an attention branch, and their fusion.
 
-        parallel:  z_high = z + Conv(z),  z_low = Transformer(z),       LayerNorm(z_high + z_low)
-        serial:    z_high = z + Conv(z),  z_low = Transformer(z_high),  LayerNorm(z_high + z_low)
-
-    Args:
-        channels: channels in and out.
-        heads: attention heads.
-        mlp_ratio: hidden channels of the Transformer's MLP over ``channels``.
-        order: whether attention sees the block's input or the convolution's output.
-        padding: what lies beyond the boundary.
-
-    Example:
-        >>> block = EvolutionBlock(16, heads=2, mlp_ratio=2, order="serial", padding="zeros")
-        >>> block(torch.zeros(1, 16, 4, 5)).shape
-        torch.Size([1, 16, 4, 5])
+    parallel:  z_high = z + Conv(z),  z_low = Transformer(z),       LayerNorm(z_high + z_low)
+    serial:    z_high = z + Conv(z),  z_low = Transformer(z_high),  LayerNorm(z_high + z_low)
     """
 
     def __init__(
@@ -152,9 +99,8 @@ class EvolutionBlock(nn.Module):
         super().__init__()
         self.order = order
         self.convolution = ResidualBlock(channels, padding=padding)
-        self.attention = AttentionBranch(
-            channels, heads=heads, mlp_ratio=mlp_ratio, padding=padding
-        )
+        branch = AttentionBranch(channels, heads=heads, mlp_ratio=mlp_ratio, padding=padding)
+        self.attention = branch
         self.norm = LayerNorm2d(channels)
 
     def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
@@ -171,11 +117,11 @@ class STAlterNet(nn.Module):
     ``depth`` blocks (`EvolutionBlock`) evolve the latent; transposed convolutions decode it,
     with a skip from the encoder's first layer. Runs at any resolution, also at others than it
     was trained at. On a periodic grid it commutes with shifts by ``2**n_downsampling`` points,
-    unless ``coordinates`` tells it where it is.
+    unless ``coordinates`` is set. Taps are of the last block: ``latent``, and its branches
+    ``latent_high`` and ``latent_low``.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**n_downsampling``.
         depth: latent evolution blocks.
         heads: attention heads; the latent's channels over the heads are a multiple of 4.
@@ -183,12 +129,12 @@ class STAlterNet(nn.Module):
         mlp_ratio: hidden channels of the Transformers' MLPs over the latent's channels.
         order: ``"parallel"``, both branches on the same latent, as the paper's text has it, or
             ``"serial"``, convolution then attention, as AlterNet's stages are.
-        padding: what lies beyond the boundary.
-        coordinates: whether the encoder also sees the coordinates of each point.
+        padding: the boundary rule, ``"periodic"``, ``"reflect"`` or ``"zeros"``.
+        coordinates: whether the encoder also reads the coordinates of each point.
 
     Raises:
-        ValueError: for a size that is not positive, an unknown option, or channels that the
-            heads do not divide; from ``forward``, for other channels or too coarse a grid.
+        ValueError: for a size that is not positive, an unknown option, or channels that are no
+            multiple of ``4 * heads``; from ``forward``, for other channels or too coarse a grid.
 
     Example:
         >>> teacher = STAlterNet(in_channels=10, out_channels=10, width=8, depth=2)
@@ -216,51 +162,25 @@ class STAlterNet(nn.Module):
         coordinates: bool = False,
     ) -> None:
         super().__init__()
-        check_positive_int("in_channels", in_channels)
-        check_positive_int("out_channels", out_channels)
-        check_positive_int("width", width)
-        check_positive_int("depth", depth)
-        check_positive_int("heads", heads)
-        check_positive_int("n_downsampling", n_downsampling)
-        check_positive_int("mlp_ratio", mlp_ratio)
+        check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, depth=depth)
+        check_sizes(heads=heads, n_downsampling=n_downsampling, mlp_ratio=mlp_ratio)
         check_choice("order", order, get_args(Order))
-        check_padding(padding)
         widths = [width * 2**level for level in range(n_downsampling + 1)]
-        check_multiple(
-            "width * 2**n_downsampling",
-            widths[-1],
-            4 * heads,
-            "4 * `heads`, for each head turns pairs of channels by two coordinates",
-        )
+        why = "4 * `heads`: each head rotates pairs of channels by two coordinates"
+        check_multiple("width * 2**n_downsampling", widths[-1], 4 * heads, why)
         self.in_channels = in_channels
         self.smallest = 2**n_downsampling + 1
-        self.locate = AppendCoordinates(padding) if coordinates else None
-        seen = in_channels + (self.locate.channels if self.locate else 0)
-        self.encoder = Encoder(seen, widths, padding=padding)
-        self.blocks = nn.Sequential(
-            *(
-                EvolutionBlock(
-                    widths[-1], heads=heads, mlp_ratio=mlp_ratio, order=order, padding=padding
-                )
-                for _ in range(depth)
-            )
-        )
+        self.locate = AppendCoordinates(padding, coordinates)
+        self.encoder = Encoder(in_channels + self.locate.channels, widths, padding=padding)
+        shared: dict[str, Any] = {"heads": heads, "mlp_ratio": mlp_ratio, "padding": padding}
+        blocks = [EvolutionBlock(widths[-1], order=order, **shared) for _ in range(depth)]
+        self.blocks = nn.Sequential(*blocks)
         self.decoder = Decoder(widths, out_channels, padding=padding)
+        parts = {"latent": "norm", "latent_high": "convolution", "latent_low": "attention"}
+        self.taps = {tap: f"blocks.{depth - 1}.{part}" for tap, part in parts.items()}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The last block's fused latent and its two branches: tap name to module path."""
-        last = f"blocks.{len(self.blocks) - 1}"
-        return {
-            "latent": f"{last}.norm",
-            "latent_high": f"{last}.convolution",
-            "latent_low": f"{last}.attention",
-        }
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
-        latent, skip = self.encoder(self.locate(x) if self.locate else x)
+        latent, skip = self.encoder(self.locate(x))
         return self.decoder(self.blocks(latent), skip)

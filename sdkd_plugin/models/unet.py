@@ -1,7 +1,4 @@
-"""UNet, the student that looks at several scales.
-
-Here lives the model alone; its convolutions are in `blocks`.
-"""
+"""UNet, a student with several scales."""
 
 from itertools import pairwise
 
@@ -9,32 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_positive_int
-from sdkd_plugin.models.blocks import (
-    AppendCoordinates,
-    Padding,
-    check_input,
-    check_padding,
-    conv_block,
-)
+from sdkd_plugin._checks import check_sizes
+from sdkd_plugin.models.blocks import AppendCoordinates, Padding, check_input, conv_block
 
 
 class UNet(nn.Module):
     """Convolutions on ever coarser grids and back, with a skip at every level.
 
-    Each level has two 3x3 convolutions with group normalisation and GELU; a level coarser is
+    Each level has two 3x3 convolutions with group normalisation and GELU; each coarser level has
     half the grid and twice the channels. Any grid works, odd sizes too. On a periodic grid whose
     sizes are multiples of ``2**depth`` it commutes with shifts by that many points, unless
-    ``coordinates`` tells it where it is.
+    ``coordinates`` is set. Its tap ``latent`` is the coarsest level.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**depth``. At depth 2, with
             10 frames in and 10 out, 6 is 17 thousand parameters and 106 is 5 million.
         depth: halvings of the grid.
-        padding: what lies beyond the boundary.
-        coordinates: whether the first layer also sees the coordinates of each point.
+        padding: the boundary rule, ``"periodic"``, ``"reflect"`` or ``"zeros"``.
+        coordinates: whether the first layer also reads the coordinates of each point.
 
     Raises:
         ValueError: for a size that is not positive or an unknown option; from ``forward``, for
@@ -60,17 +50,11 @@ class UNet(nn.Module):
         coordinates: bool = False,
     ) -> None:
         super().__init__()
-        check_positive_int("in_channels", in_channels)
-        check_positive_int("out_channels", out_channels)
-        check_positive_int("width", width)
-        check_positive_int("depth", depth)
-        check_padding(padding)
-        widths = [width * 2**level for level in range(depth + 1)]
-        levels = list(pairwise(widths))
+        check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, depth=depth)
+        levels = list(pairwise(width * 2**level for level in range(depth + 1)))
         self.in_channels = in_channels
         self.smallest = 2**depth + 1
-        self.locate = AppendCoordinates(padding) if coordinates else None
-        seen = in_channels + (self.locate.channels if self.locate else 0)
+        self.locate = AppendCoordinates(padding, coordinates)
 
         def level(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(
@@ -78,27 +62,20 @@ class UNet(nn.Module):
                 conv_block(c_out, c_out, padding=padding),
             )
 
-        self.down = nn.ModuleList(
-            [level(seen, width), *(level(fine, coarse, 2) for fine, coarse in levels)]
-        )
+        first = level(in_channels + self.locate.channels, width)
+        self.down = nn.ModuleList([first, *(level(fine, coarse, 2) for fine, coarse in levels)])
         # Kernel 2 at stride 2 reads one coarse point for each fine one: no boundary to honour.
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in reversed(levels)
         )
         self.merge = nn.ModuleList(level(2 * fine, fine) for fine, _ in reversed(levels))
         self.readout = nn.Conv2d(width, out_channels, 1)
+        self.taps = {"latent": f"down.{depth}"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The coarsest level's activation: tap name to module path."""
-        return {"latent": f"down.{len(self.down) - 1}"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
-        x = self.locate(x) if self.locate else x
+        x = self.locate(x)
         skips = []
         for down in self.down:
             x = down(x)

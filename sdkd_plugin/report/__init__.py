@@ -1,20 +1,18 @@
-"""What a run leaves behind: metrics, tables and pictures.
+"""What a run leaves behind: metrics, tables, records and pictures. Nothing here trains."""
 
-Nothing here trains or forecasts; `tables` and `figures` know neither models nor data sets.
-"""
-
-from sdkd_plugin.report.metrics import GridScores, milliseconds_a_forecast, parameter_count
-from sdkd_plugin.report.run import Run, UserError, choose_device, command_line_errors
-from sdkd_plugin.report.tables import band_means, compare, format_table, paired_change
+from sdkd_plugin.report.command_line import check_folder, choose_device, command_line_errors
+from sdkd_plugin.report.metrics import forecast_scores, milliseconds_a_forecast, parameter_count
+from sdkd_plugin.report.records import append_rows, environment
+from sdkd_plugin.report.tables import Change, format_table, paired_change
 
 __all__ = [
-    "GridScores",
-    "Run",
-    "UserError",
-    "band_means",
+    "Change",
+    "append_rows",
+    "check_folder",
     "choose_device",
     "command_line_errors",
-    "compare",
+    "environment",
+    "forecast_scores",
     "format_table",
     "milliseconds_a_forecast",
     "paired_change",

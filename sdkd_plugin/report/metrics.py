@@ -1,4 +1,4 @@
-"""Numbers about forecasts on grids and about models. Traffic is scored by tsl's own metrics."""
+"""Errors of forecasts on a domain, and what a model costs."""
 
 import statistics
 import time
@@ -7,67 +7,64 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_positive_int, check_shape
+from sdkd_plugin._checks import check_mask, check_positive_int, check_shape
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
 
-class GridScores:
-    """Errors of forecasts on a domain, collected batch by batch.
+def forecast_scores(
+    forecast: Float[Tensor, "batch ..."],
+    truth: Float[Tensor, "batch ..."],
+    transform: AbstractTransform,
+    bands: Bands,
+    *,
+    mask: Bool[Tensor, "..."] | None = None,
+    at: Mapping[str, int] | None = None,
+) -> dict[str, float]:
+    """Errors of forecasts on a grid or a graph, over the observed elements.
 
-    All are means over the samples: ``mse`` and ``mae`` a mean over a sample's elements,
-    ``relative_l2`` the norm of a sample's error over the norm of its truth (all frames at once, as
-    neuraloperator's ``LpLoss``), and ``band_0, band_1, ...`` the part of the MSE in each band from
-    low to high, so that they sum to it.
+    ``mse`` and ``mae`` are means over elements; ``relative_l2`` is ``||error|| / ||truth||`` of a
+    sample, all frames at once, averaged over samples; ``band_0, band_1, ...`` is the part of the
+    MSE in each band from low to high, so that they sum to it; ``mae_<name>`` is the MAE at one time
+    step.
 
     Args:
+        forecast: of a model.
+        truth: any value where it was not observed.
         transform: the domain of the forecasts.
-        bands: the partition.
+        bands: the partition of its frequencies.
+        mask: True where the truth was observed; as many axes as it, each of its size or 1.
+        at: time steps, from 0 along axis 1, by name.
+
+    Raises:
+        ValueError: if shapes differ, or the fields do not lie on the domain.
 
     Example:
         >>> from sdkd_plugin import GridTransform
-        >>> scores = GridScores(GridTransform((8, 8)), Bands.split(0.25))
-        >>> scores.update(torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8))
-        >>> {name: round(value, 6) for name, value in scores.compute().items()}
+        >>> fields = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+        >>> found = forecast_scores(*fields, GridTransform((8, 8)), Bands.split(0.25))
+        >>> {name: round(value, 6) for name, value in found.items()}
         {'mse': 1.0, 'mae': 1.0, 'relative_l2': 1.0, 'band_0': 1.0, 'band_1': 0.0}
     """
-
-    def __init__(self, transform: AbstractTransform, bands: Bands) -> None:
-        self._transform = transform
-        self._bands = bands
-        self._samples: list[Tensor] = []
-
-    def update(
-        self, forecast: Float[Tensor, "batch ..."], truth: Float[Tensor, "batch ..."]
-    ) -> None:
-        """Add a batch.
-
-        Raises:
-            ValueError: if the shapes differ or do not lie on the domain.
-        """
-        check_shape("forecast", forecast.shape, truth.shape, "the truth's shape")
-        error = (forecast - truth).detach()
-        flat = error.flatten(1)
-        energy = self._transform.sample_band_energy(error, self._bands) / flat.shape[1]
-        columns = [
-            flat.square().mean(1),
-            flat.abs().mean(1),
-            flat.norm(dim=1) / truth.flatten(1).norm(dim=1),
-        ]
-        self._samples.append(torch.cat([torch.stack(columns, 1), energy], 1).double().cpu())
-
-    def compute(self) -> dict[str, float]:
-        """The means over all samples so far.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        if not self._samples:
-            raise ValueError("`update` was never called: there is nothing to average.")
-        names = ["mse", "mae", "relative_l2", *(f"band_{i}" for i in range(self._bands.n_bands))]
-        return dict(zip(names, torch.cat(self._samples).mean(0).tolist(), strict=True))
+    check_shape("forecast", forecast.shape, truth.shape, "the truth's shape")
+    if mask is None:
+        mask = torch.ones_like(truth, dtype=torch.bool)
+    check_mask(mask, truth)
+    seen = mask.expand_as(truth)
+    error, truth = (torch.where(seen, x, 0).double() for x in (forecast - truth, truth))
+    norms = error.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    energy = transform.sample_band_energy(error, bands).sum(0) / seen.sum()
+    scores = {
+        "mse": error.square().sum() / seen.sum(),
+        "mae": error.abs().sum() / seen.sum(),
+        "relative_l2": norms[seen.flatten(1).any(1)].mean(),
+        **{f"band_{i}": value for i, value in enumerate(energy)},
+    }
+    for name, step in (at or {}).items():
+        scores[f"mae_{name}"] = error[:, step].abs().sum() / seen[:, step].sum()
+    return {name: float(value) for name, value in scores.items()}
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -87,19 +84,14 @@ def milliseconds_a_forecast(
     device: torch.device | str = "cpu",
     repetitions: int = 20,
 ) -> float:
-    """Median wall time of one call without gradients, after three calls that are not counted.
-
-    Times of one run on one machine compare with each other; no others do.
+    """Median wall time of ``model(*args, **inputs)`` without gradients, after three calls.
 
     Args:
-        model: called as ``model(*args, **inputs)``; put it into eval mode first.
+        model: in eval mode.
         *args: of the call, usually a batch of one sample.
         inputs: keyword arguments of the call.
         device: where the call runs; a GPU is waited for before each reading of the clock.
         repetitions: of which the median is taken.
-
-    Raises:
-        ValueError: if the repetitions are not a positive integer.
     """
     check_positive_int("repetitions", repetitions)
     on_gpu = torch.device(device).type == "cuda"

@@ -1,6 +1,5 @@
 """Tables of results: means and deviations over seeds, as markdown, and paired comparisons."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,20 +9,15 @@ import scipy.stats
 
 
 def format_table(
-    rows: pd.DataFrame,
-    *,
-    index: Sequence[str],
-    columns: Mapping[str, tuple[str, str]],
+    rows: pd.DataFrame, *, index: Sequence[str], columns: Mapping[str, tuple[str, str]]
 ) -> str:
     """A markdown table with one row a group: the mean and, over several seeds, the deviation.
 
     Args:
         rows: one row a model and seed.
         index: columns that name a group, shown first.
-        columns: column name to ``(heading, format)``, such as ``("MSE", ".4f")``.
-
-    Returns:
-        markdown; a group whose seeds have no value in a column shows a dash there.
+        columns: column name to ``(heading, format)``, such as ``("MSE", ".4f")``; a group without
+            a value shows a dash.
 
     Example:
         >>> rows = pd.DataFrame({"model": ["a", "a", "b"], "mse": [1.0, 3.0, 2.0]})
@@ -33,21 +27,19 @@ def format_table(
         | a | 2.0 ± 1.4 |
         | b | 2.0 |
     """
-    headings = [*index, *(heading for heading, _ in columns.values())]
-    lines = [_line(headings), "|" + "---|" * len(index) + "--:|" * len(columns)]
+    lines = [
+        " | ".join([*index, *(heading for heading, _ in columns.values())]),
+        "---|" * len(index) + "--:|" * len(columns),
+    ]
     for key, group in rows.groupby(list(index), sort=False):
         cells = [str(k) for k in key]
         for column, (_, style) in columns.items():
             values = group[column].dropna()
-            if values.empty:
-                cells.append("-")
-                continue
-            cell = format(values.mean(), style)
-            if len(values) > 1 and values.nunique() > 1:
-                cell += f" ± {values.std():{style}}"
-            cells.append(cell)
-        lines.append(_line(cells))
-    return "\n".join(lines)
+            cells.append("-" if values.empty else format(values.mean(), style))
+            if values.nunique() > 1:
+                cells[-1] += f" ± {values.std():{style}}"
+        lines.append(" | ".join(cells))
+    return "\n".join(f"|{line}" if line.endswith("|") else f"| {line} |" for line in lines)
 
 
 class Change(NamedTuple):
@@ -62,7 +54,7 @@ class Change(NamedTuple):
     p_value: float
 
     def __str__(self) -> str:
-        test = "" if math.isnan(self.p_value) else f" (paired t-test p = {self.p_value:.2g})"
+        test = "" if math.isnan(self.p_value) else f" (p = {self.p_value:.2g})"
         return f"{self.relative:+.1%}{test}"
 
 
@@ -85,13 +77,12 @@ def paired_change(
         >>> print(paired_change(rows, column="e", of={"m": "b"}, against={"m": "a"}))
         -50.0%
     """
-    groups = []
-    for selection in (of, against):
-        chosen = rows
-        for name, value in selection.items():
-            chosen = chosen[chosen[name] == value]
-        groups.append(chosen.set_index("seed")[column].sort_index())
-    mine, other = groups
+    mine, other = (
+        rows[(rows[list(group)] == pd.Series(dict(group))).all(axis=1)]
+        .set_index("seed")[column]
+        .sort_index()
+        for group in (of, against)
+    )
     if mine.empty or list(mine.index) != list(other.index):
         raise ValueError(
             f"`rows` has the seeds {list(mine.index)} for {dict(of)} and {list(other.index)} for "
@@ -99,46 +90,3 @@ def paired_change(
         )
     p_value = float(scipy.stats.ttest_rel(mine, other).pvalue) if len(mine) >= 3 else math.nan
     return Change(float(mine.mean() / other.mean() - 1), p_value)
-
-
-def compare(rows: pd.DataFrame, models: Sequence[str], *, column: str, heading: str) -> list[str]:
-    """A line for each setting and pair of models: the later one against the earlier.
-
-    Args:
-        rows: one row a setting, model and seed.
-        models: in the order of the table.
-        column: what to compare.
-        heading: how the column is called.
-
-    Raises:
-        ValueError: as `paired_change`.
-    """
-    lines = []
-    for setting in rows.setting.unique():
-        for of, against in itertools.combinations(reversed(models), 2):
-            change = paired_change(
-                rows,
-                column=column,
-                of={"setting": setting, "model": of},
-                against={"setting": setting, "model": against},
-            )
-            lines.append(f"- {setting}: {of} against {against}: {heading} {change}")
-    return lines
-
-
-def band_means(rows: pd.DataFrame, models: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean error of each model in the low and the high band, for `figures.band_bars`.
-
-    Args:
-        rows: one row a model and seed, with the columns ``band_0`` and ``band_1``.
-        models: in the order of the picture.
-    """
-    means = rows.groupby("model")[["band_0", "band_1"]].mean()
-    return {
-        name: {model: float(means[band][model]) for model in models}
-        for name, band in {"low band": "band_0", "high band": "band_1"}.items()
-    }
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -63,14 +63,9 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         """Fields times the weights of the inner product in which the basis is orthonormal."""
         return x
 
-    @property
-    def _whole(self) -> bool:
-        """Whether the basis spans all fields."""
-        return not self.needs_field
-
     def _tables(self, bands: Bands, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The bands' power weights at each real number, and these times its energy."""
-        if not self._whole:
+        if self.needs_field:
             self._check_edges(bands)
         weights = self._slots(bands(self.frequencies)).flatten(1)
         tables = torch.stack([weights, weights * self._slot_energy().to(weights).flatten()])
@@ -92,21 +87,24 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
         before, behind = a.ndim + self.domain_axes[0] - 1, -self.domain_axes[-1] - 1
-        p, q = (
-            self._reals(c).flatten(1, before) if before else self._reals(c)[:, None] for c in (a, b)
-        )
+        p = torch.view_as_real(a) if a.is_complex() else a
+        p = p.flatten(1, before) if before else p[:, None]
+        q = p
+        if b is not a:
+            q = torch.view_as_real(b) if b.is_complex() else b
+            q = q.flatten(1, before) if before else q[:, None]
         if a.is_cuda or p.shape[1] > 16:
             products = (p * q).sum(1)
         else:
             # Channel by channel, without a temporary tensor as large as the field.
             products = p[:, 0] * q[:, 0]
             for channel in range(1, p.shape[1]):
-                products = products.addcmul_(p[:, channel], q[:, channel])
+                products = torch.addcmul(products, p[:, channel], q[:, channel])
         if behind:
             first = 1 + len(self.domain_axes)
             products = products.sum(tuple(range(first, first + behind)))
         energy = products.flatten(1) @ tables[1].mT
-        if self._whole:
+        if not self.needs_field:
             return energy
         assert x is not None  # noqa: S101
         assert y is not None  # noqa: S101
@@ -114,7 +112,7 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         return torch.cat([energy[:, :-1], energy[:, -1:] + rest[:, None]], 1)
 
     def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
-        if self._whole:
+        if not self.needs_field:
             return self._from_unscaled(self._times(a, weights @ tables[0]))
         assert x is not None  # noqa: S101
         top = weights[:, -1:]
@@ -126,18 +124,14 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         energy = self._slot_energy().to(tables).flatten()
         return self._weighted(self._from_unscaled(self._times(a, 1 / energy[None])))
 
-    @staticmethod
-    def _reals(a: Tensor) -> Tensor:
-        return torch.view_as_real(a) if a.is_complex() else a
-
     def _times(self, a: Tensor, factors: Float[Tensor, "batch slots"]) -> Tensor:
         """Coefficients with each real number multiplied by a factor."""
         first, last = self.domain_axes[0], self.domain_axes[-1]
-        parts = [2] if a.is_complex() else []
+        parts, reals = ([2], torch.view_as_real(a)) if a.is_complex() else ([], a)
         domain = [*a.shape[first : last + 1 or None], *[1] * (-last - 1), *parts]
         # A field without a batch axis has one factor for all.
         leading = [-1, *[1] * (a.ndim + first - 1)] if a.ndim + first else []
-        product = self._reals(a) * factors.reshape(*leading, *domain)
+        product = reals * factors.reshape(*leading, *domain)
         return torch.view_as_complex(product) if parts else product
 
     def filter(
@@ -161,12 +155,12 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
                 f"`response` has shape {tuple(gain.shape)}, expected that of the frequencies, "
                 f"{tuple(self.frequencies.shape)}."
             )
-        rest = 0.0 if self._whole else self._rest_of(response)
+        rest = self._rest_of(response) if self.needs_field else 0.0
         working = x.to(working_dtype(x))
         factors = self._slots(gain.to(working) - rest).flatten()[None]
         with torch.autocast(x.device.type, enabled=False):
             filtered = self._from_unscaled(self._times(self._unscaled(working), factors))
-        return (filtered if self._whole else filtered + rest * working).to(x.dtype)
+        return (filtered + rest * working if self.needs_field else filtered).to(x.dtype)
 
     def _rest_of(self, response: Callable[[Tensor], Tensor] | Tensor) -> float:
         """The response at the frequencies that are not kept, which must be one number."""

@@ -38,6 +38,7 @@ class GraphBasis(AbstractBasisTransform):
 
     domain_axes = (-2,)
     channel_axis = -1
+    domain_shape: tuple[int, ...] = ()
     _columns: Tensor
 
     def __init__(
@@ -66,16 +67,12 @@ class GraphBasis(AbstractBasisTransform):
         reals = torch.view_as_real(eigenvectors) if self.is_complex else eigenvectors
         self.register_buffer("_columns", reals, persistent=False)
         self.needs_field = kept < n
+        self.domain_shape = (n,)
 
     @property
     def eigenvectors(self) -> Shaped[Tensor, "nodes kept"]:
         """Orthonormal columns."""
         return torch.view_as_complex(self._columns) if self.is_complex else self._columns
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """The number of nodes."""
-        return (self._columns.shape[0],)
 
     def resized(self, domain_shape: tuple[int, ...]) -> "GraphBasis":
         """The same transform: a graph has one size."""

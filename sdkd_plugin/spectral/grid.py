@@ -50,6 +50,10 @@ class GridTransform(AbstractBasisTransform):
     Source: the DFT by `torch.fft`; the DCT-II by `sdkd_plugin.spectral.cosine`.
     """
 
+    domain_shape: tuple[int, ...] = ()
+    domain_axes: tuple[int, ...] = ()
+    channel_axis: int = 0
+
     def __init__(self, shape: Sequence[int], boundary: Boundary = "periodic") -> None:
         if not 1 <= len(shape) <= 3:
             raise ValueError(f"`shape` is {tuple(shape)}, expected one to three sizes.")
@@ -67,26 +71,13 @@ class GridTransform(AbstractBasisTransform):
             # for an even length, Nyquist's.
             multiplicity[..., 1 : (shape[-1] + 1) // 2] = 2
         super().__init__(squares.mean(0).sqrt(), multiplicity)
-        self.shape = tuple(shape)
+        self.shape = self.domain_shape = tuple(shape)
+        self.domain_axes = tuple(range(-len(shape), 0))
+        self.channel_axis = -len(shape) - 1
         self.boundary: Boundary = boundary
         if boundary == "reflect":
             for axis, size in enumerate(shape):
                 self.register_buffer(f"_twiddle_{axis}", cosine.twiddle(size), persistent=False)
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """Sizes of the grid's axes."""
-        return self.shape
-
-    @property
-    def domain_axes(self) -> tuple[int, ...]:
-        """The last axes of a field."""
-        return tuple(range(-len(self.shape), 0))
-
-    @property
-    def channel_axis(self) -> int:
-        """The axis before the grid's."""
-        return -len(self.shape) - 1
 
     def resized(self, domain_shape: tuple[int, ...]) -> "GridTransform":
         """A grid of another resolution with the same boundary."""

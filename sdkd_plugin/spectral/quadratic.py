@@ -116,8 +116,7 @@ class _BandEnergy(torch.autograd.Function):
         x, tables, transform = inputs
         ctx.transform = transform
         ctx.set_materialize_grads(False)
-        field = [x] if transform.needs_field else []
-        ctx.save_for_backward(tables, output[1], *field)
+        ctx.save_for_backward(tables, output[1], *([x] if transform.needs_field else []))
 
     @staticmethod
     def backward(
@@ -140,8 +139,11 @@ class _ForwardBandEnergy(_BandEnergy):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        _BandEnergy.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:2], output[1])
+        x, tables, transform = inputs
+        ctx.transform = transform
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(tables, output[1], *([x] if transform.needs_field else []))
+        ctx.save_for_forward(x, tables, output[1])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = Fals
     shape, axes = transform.domain_shape, transform.domain_axes
     if not x.is_floating_point():
         raise ValueError(f"a field is of {x.dtype}, expected floating-point numbers.")
-    if x.ndim < -axes[0] or tuple(x.shape[a] for a in axes) != shape:
+    if x.ndim < -axes[0] or tuple(map(x.shape.__getitem__, axes)) != shape:
         raise ValueError(
             f"a field has shape {tuple(x.shape)}, expected {shape} along axes {axes}: "
             "build the transform for the shape of the data."

@@ -7,14 +7,14 @@ from sdkd_plugin.adapters.neuralop import _host  # noqa: F401  # before all that
 from sdkd_plugin.adapters.neuralop.configs import read_config
 from sdkd_plugin.adapters.neuralop.data import load_navier_stokes
 from sdkd_plugin.adapters.neuralop.models import REGISTERED
-from sdkd_plugin.adapters.neuralop.resuming import RunState
+from sdkd_plugin.adapters.neuralop.resuming import ResumableState
 from sdkd_plugin.adapters.neuralop.training import TrainerLoss, distillation_dataset
 from sdkd_plugin.adapters.neuralop.units import Renormalized
 
 __all__ = [
     "REGISTERED",
     "Renormalized",
-    "RunState",
+    "ResumableState",
     "TrainerLoss",
     "distillation_dataset",
     "load_navier_stokes",

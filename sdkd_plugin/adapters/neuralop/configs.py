@@ -1,25 +1,24 @@
-"""Configs of neuraloperator's own kind for the registered models: zencfg classes, and YAML.
+"""Configs of neuraloperator's own kind for the registered models, made from their signatures."""
 
-Here live one zencfg class a model, and reading the YAML files beside `sdkd_plugin.conf`, one a
-model with the same defaults. What the options mean is said by the models.
-"""
-
+import inspect
 import os
+import typing
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import yaml
 from zencfg import ConfigBase
 from zencfg.bunch import Bunch
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin.models.blocks import Padding
-
-_FOLDER = Path(__file__).parents[2] / "conf" / "neuralop"
+from sdkd_plugin.adapters.neuralop.models import NETWORKS
 
 
 class SDKDModelConfig(ConfigBase):  # type: ignore[metaclass]  # pydantic's is private
     """What all registered models take; ``get_model`` reads it as a config's ``model``.
+
+    ``data_channels`` are the model's ``in_channels``. A model's own class, such as `UNetConfig`,
+    adds the model's options with their defaults.
 
     Example:
         >>> from neuralop import get_model
@@ -32,90 +31,48 @@ class SDKDModelConfig(ConfigBase):  # type: ignore[metaclass]  # pydantic's is p
     model_arch: str
     data_channels: int = 10
     out_channels: int = 10
-    padding: Padding = "periodic"
 
 
-class STAlterNetConfig(SDKDModelConfig):
-    """Of ``sdkd_stalternet``, a teacher."""
-
-    model_arch: str = "sdkd_stalternet"
-    width: int = 32
-    depth: int = 4
-    heads: int = 4
-    n_downsampling: int = 2
-    mlp_ratio: int = 2
-    order: Literal["parallel", "serial"] = "parallel"
-    coordinates: bool = False
-
-
-class SimVPConfig(SDKDModelConfig):
-    """Of ``sdkd_simvp``, a teacher."""
-
-    model_arch: str = "sdkd_simvp"
-    in_frames: int | None = None
-    out_frames: int | None = None
-    width: int = 16
-    latent_width: int = 128
-    depth: int = 3
-    n_downsampling: int = 2
-    translator: Literal["inception", "gated"] = "inception"
-    coordinates: bool = False
+def _config_class(arch: str) -> Any:
+    network = NETWORKS[arch]
+    options = inspect.signature(network).parameters.values()
+    types = typing.get_type_hints(network.__init__)
+    members: dict[str, Any] = {p.name: p.default for p in options if p.default is not p.empty}
+    own = {p.name: types[p.name] for p in options if p.name not in ("in_channels", "out_channels")}
+    members |= {"model_arch": arch, "__annotations__": {"model_arch": str, **own}}
+    members |= {"__module__": __name__, "__doc__": f"Options of ``{arch}``, a registered model."}
+    kind: Any = type(SDKDModelConfig)
+    return kind(f"{network.__name__}Config", (SDKDModelConfig,), members)
 
 
-class UNetConfig(SDKDModelConfig):
-    """Of ``sdkd_unet``, a student."""
+CONFIGS = {arch: _config_class(arch) for arch in NETWORKS}
+"""The config classes by the registered models' names."""
 
-    model_arch: str = "sdkd_unet"
-    width: int = 12
-    depth: int = 2
-    coordinates: bool = False
-
-
-class ResNetConfig(SDKDModelConfig):
-    """Of ``sdkd_resnet``, a student."""
-
-    model_arch: str = "sdkd_resnet"
-    width: int = 28
-    depth: int = 4
-    downsample: bool = True
-    coordinates: bool = False
-
-
-class MLPMixerConfig(SDKDModelConfig):
-    """Of ``sdkd_mlp_mixer``, a student of one grid: ``shape`` has no default."""
-
-    model_arch: str = "sdkd_mlp_mixer"
-    shape: list[int]
-    patch: int = 4
-    width: int = 40
-    depth: int = 3
-    mlp_ratio: int = 4
+STAlterNetConfig, SimVPConfig, UNetConfig, ResNetConfig, MLPMixerConfig = CONFIGS.values()
 
 
 def read_config(source: str | os.PathLike[str]) -> Bunch:
-    """A config for ``neuralop.get_model``, from YAML.
+    """A config for ``neuralop.get_model``: a model's defaults, or a YAML file of your own.
 
     Args:
-        source: a file, or the name of a registered model for the one that comes with it.
+        source: the name of a registered model, or a file with a section ``model``.
 
     Returns:
-        the file's content; set what your data need, such as ``config.model.data_channels``.
+        the defaults or the file's content; set what your data need, such as
+        ``config.model.data_channels`` and, for ``sdkd_mlp_mixer``, ``config.model.shape``.
 
     Raises:
-        ValueError: if there is no such file or model, or the file has no ``model`` with a
-            ``model_arch``.
+        ValueError: if there is no such file or model, or the file names no ``model_arch``.
 
     Example:
-        >>> from neuralop import get_model
-        >>> config = read_config("sdkd_unet")
-        >>> config.model.data_channels = 2
-        >>> type(get_model(config)).__name__
-        'SDKDUNet'
+        >>> read_config("sdkd_unet").model.padding
+        'periodic'
     """
     path = Path(source)
     if not path.is_file():
-        check_choice("source", str(source), sorted(file.stem for file in _FOLDER.glob("*.yaml")))
-        path = _FOLDER / f"{source}.yaml"
+        check_choice("source", str(source), CONFIGS)
+        fields = CONFIGS[str(source)].model_fields.items()
+        return Bunch({"model": {name: f.default for name, f in fields if not f.is_required()}})
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or "model_arch" not in model:

@@ -1,16 +1,11 @@
 """Navier-Stokes data from every source, as neuraloperator's own data set, loaders and processor.
 
-Here live finding and reading neuraloperator's ``.pt`` pairs, and one loader for these, for files of
-trajectories and for trajectories just computed. Reading trajectories is `data.trajectories`',
-computing them `data.navier_stokes`'; normalising and batching are the host's.
+Reading trajectories is in `data.trajectories`, computing them in `data.navier_stokes`.
 """
 
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -22,11 +17,11 @@ from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sdkd_plugin._checks import check_choice, check_finite, check_positive_int, check_shape
+from sdkd_plugin._checks import check_choice, check_finite, check_sizes, shown
+from sdkd_plugin.adapters.neuralop._host import load_plain
 from sdkd_plugin.data import read_trajectories
 
 Encoding: TypeAlias = Literal["channel-wise", "pixel-wise"]
-Part: TypeAlias = Literal["train", "test"]
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 _REDUCED = {"channel-wise": [0, 2, 3], "pixel-wise": [0]}
@@ -50,213 +45,144 @@ def load_navier_stokes(
 ) -> tuple[DataLoader[Any], dict[int, DataLoader[Any]], DefaultDataProcessor]:
     """Loaders and data processor of Navier-Stokes data, as the host's ``load_navier_stokes_pt``.
 
-    The source is one of
-
-    - a folder of neuraloperator's own files, ``nsforcing_train_128.pt`` and
-      ``nsforcing_test_128.pt``: pairs of forcing and vorticity, one channel each;
-    - a file of trajectories, as `read_trajectories` reads it, such as FNO's ``.mat`` files;
-    - trajectories, as `sdkd_plugin.data.navier_stokes` computes them.
-
     Of trajectories the first samples are for training and the last for testing, as in FNO's
     experiments; frames are channels. A resolution that the source does not have is every n-th
-    point of the least finer one that it has. Normalisers are the host's, fitted to the training
-    part alone; the loaders give fields in physical units, which the processor normalises.
+    point of the next finer one. Normalisers are the host's, fitted to the training part alone; the
+    loaders give fields in physical units, which the processor normalises.
 
     Args:
-        source: where the data come from.
+        source: a folder of neuraloperator's own files, such as ``nsforcing_train_128.pt``, with
+            pairs of forcing and vorticity, one channel each; a file for `read_trajectories`, such
+            as FNO's ``.mat`` files; or trajectories, as of `sdkd_plugin.data.navier_stokes`.
         n_train: samples for training.
         n_tests: samples of each test resolution.
         batch_size: of training.
         test_batch_sizes: of each test resolution.
         train_resolution: points along each axis.
-        test_resolutions: likewise, each once.
-        frames_in: of a trajectory, the first ones, which are ``x``.
-        frames_out: the next ones, which are ``y``. The pairs of a folder have no frames.
+        test_resolutions: points along each axis, each number once.
+        frames_in: first frames of a trajectory, which are ``x``.
+        frames_out: next frames, which are ``y``. The pairs of a folder have no frames.
         encode_input: whether the processor normalises ``x``.
         encode_output: whether it normalises ``y`` in training, and undoes it in evaluation.
         encoding: one mean and deviation a channel, or a channel and point.
-        seed: of the order of the training samples, which is another one in every epoch.
+        seed: of the order of the training samples, another in each epoch.
 
     Returns:
-        the training loader, the test loaders by resolution, and the data processor, to be given
-        to the host's ``Trainer``. Samples are ``{"x": ..., "y": ...}`` of shape (channels, n, n).
+        the training loader, the test loaders by resolution, and the data processor. Samples are
+        ``{"x": ..., "y": ...}`` of shape (channels, n, n).
 
     Raises:
-        ValueError: if the source is missing, damaged, or not of these layouts; if it has too few
-            samples or frames, or not the resolution; if test lists differ in length; if an option
-            is unknown.
+        ValueError: if the source is missing, damaged, of another layout or too small, or an option
+            does not fit.
 
     Example:
-        >>> from sdkd_plugin.data import navier_stokes
-        >>> fields = navier_stokes(
-        ...     6, resolution=16, solver_resolution=32, duration=4.0, cache=False, progress=False
-        ... )
-        >>> train, tests, processor = load_navier_stokes(
-        ...     fields, n_train=4, n_tests=[2, 2], batch_size=2, test_batch_sizes=[2, 2],
-        ...     train_resolution=16, test_resolutions=[8, 16], frames_in=2, frames_out=2,
-        ... )
-        >>> {n: next(iter(loader))["y"].shape for n, loader in tests.items()}
-        {8: torch.Size([2, 2, 8, 8]), 16: torch.Size([2, 2, 16, 16])}
+        >>> sizes = dict(n_train=4, batch_size=2, train_resolution=16)
+        >>> sizes |= dict(n_tests=[2, 2], test_batch_sizes=[2, 2], test_resolutions=[8, 16])
+        >>> _, tests, _ = load_navier_stokes(torch.randn(6, 20, 16, 16), **sizes)
+        >>> next(iter(tests[8]))["y"].shape
+        torch.Size([2, 10, 8, 8])
 
     Source: neuralop.data.datasets.navier_stokes; FNO, arXiv 2010.08895, section 5.3.
     """
-    check_positive_int("seed", seed, 0)
+    check_sizes(n_train=n_train, batch_size=batch_size, train_resolution=train_resolution)
+    check_sizes(frames_in=frames_in, frames_out=frames_out)
+    check_sizes(0, seed=seed)
     check_choice("encoding", encoding, get_args(Encoding))
-    for name, values in {
-        "n_train": [n_train],
-        "n_tests": n_tests,
-        "batch_size": [batch_size],
-        "test_batch_sizes": test_batch_sizes,
-        "train_resolution": [train_resolution],
-        "test_resolutions": test_resolutions,
-        "frames_in": [frames_in],
-        "frames_out": [frames_out],
-    }.items():
-        if isinstance(values, int):
-            raise ValueError(
-                f"`{name}` is {values}, expected a list with an entry for every test resolution."
-            )
-        for value in values:
-            check_positive_int(name, value)
-    if len({len(n_tests), len(test_batch_sizes), len(test_resolutions)}) > 1:
+    lists: tuple[Sequence[int], ...] = (n_tests, test_batch_sizes, test_resolutions)
+    lengths = {len(values) if isinstance(values, Sized) else None for values in lists}
+    if len(lengths) > 1 or None in lengths:
         raise ValueError(
-            f"`n_tests`, `test_batch_sizes` and `test_resolutions` have {len(n_tests)}, "
-            f"{len(test_batch_sizes)} and {len(test_resolutions)} entries, expected one of each "
-            "for every test resolution."
+            "`n_tests`, `test_batch_sizes` and `test_resolutions` are "
+            f"{', '.join(map(shown, lists))}, expected an entry for every test resolution in each."
         )
+    for n, size, resolution in zip(*lists, strict=True):
+        check_sizes(n_tests=n, test_batch_sizes=size, test_resolutions=resolution)
     if len(set(test_resolutions)) < len(test_resolutions):
+        raise ValueError(f"`test_resolutions` is {test_resolutions}, expected each of them once.")
+    pixel_wise = encoding == "pixel-wise" and (encode_input or encode_output)
+    if pixel_wise and (n_train < 2 or set(test_resolutions) - {train_resolution}):
         raise ValueError(
-            f"`test_resolutions` is {list(test_resolutions)}, expected each of them once."
+            "`encoding` is 'pixel-wise', which needs two training samples or more and tests at the "
+            f"training resolution alone; `n_train` is {n_train} and `test_resolutions` "
+            f"{shown(test_resolutions)}: take 'channel-wise'."
         )
-    if encoding == "pixel-wise" and (encode_input or encode_output):
-        _check_pixel_wise(n_train, train_resolution, test_resolutions)
 
-    read: Callable[[Part, int, int], Pair]
-    if not isinstance(source, Tensor) and Path(source).is_dir():
-        read = partial(_read_pairs, Path(source))
+    frames = (frames_in, frames_out)
+    if isinstance(source, Tensor):
+        read = _trajectories("source", source, frames, n_train, n_tests)
+    elif Path(source).is_dir():
+        read = _pairs(Path(source))
     else:
-        name = "source" if isinstance(source, Tensor) else str(source)
-        fields = source if isinstance(source, Tensor) else read_trajectories(source)
-        _check_trajectories(name, fields, n_train, n_tests, frames_in + frames_out)
-        read = partial(_cut, fields, frames_in, frames_out)
-
-    x, y = read("train", n_train, train_resolution)
-    normalisers = [
-        _fitted(part, encoding) if encode else None
-        for part, encode in ((x, encode_input), (y, encode_output))
-    ]
-    train_loader = DataLoader(
-        TensorDataset(x, y),
-        batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    test_loaders = {
-        resolution: DataLoader(TensorDataset(*read("test", n, resolution)), size)
-        for resolution, n, size in zip(test_resolutions, n_tests, test_batch_sizes, strict=True)
+        read = _trajectories(str(source), read_trajectories(source), frames, n_train, n_tests)
+    training = read("train", n_train, train_resolution)
+    encoded = (encode_input, encode_output)
+    normalisers = [UnitGaussianNormalizer(dim=_REDUCED[encoding]) if e else None for e in encoded]
+    for normaliser, fields in zip(normalisers, training, strict=True):
+        if normaliser is not None:
+            normaliser.fit(fields)
+    order = torch.Generator().manual_seed(seed)
+    train = DataLoader(TensorDataset(*training), int(batch_size), shuffle=True, generator=order)
+    tests = {
+        resolution: DataLoader(TensorDataset(*read("test", n, resolution)), int(size))
+        for n, size, resolution in zip(*lists, strict=True)
     }
-    return train_loader, test_loaders, DefaultDataProcessor(*normalisers)
+    return train, tests, DefaultDataProcessor(*normalisers)
 
 
-def _check_pixel_wise(n_train: int, trained: int, tested: Sequence[int]) -> None:
-    if others := sorted(set(tested) - {trained}):
-        raise ValueError(
-            f"`encoding` is 'pixel-wise', a mean for each of {trained} x {trained} points, but "
-            f"`test_resolutions` has {others}: take 'channel-wise', or test at {trained} alone."
-        )
-    if n_train < 2:
-        raise ValueError(
-            f"`n_train` is {n_train}, expected at least 2 where `encoding` is 'pixel-wise': one "
-            "sample has no deviation."
-        )
-
-
-def _fitted(fields: Tensor, encoding: Encoding) -> UnitGaussianNormalizer:
-    normaliser = UnitGaussianNormalizer(dim=_REDUCED[encoding])
-    normaliser.fit(fields)
-    return normaliser
-
-
-def _check_trajectories(
-    name: str, fields: Tensor, n_train: int, n_tests: Sequence[int], frames: int
-) -> None:
-    if fields.ndim != 4:
-        raise ValueError(
-            f"`{name}` has shape {tuple(fields.shape)}, expected (samples, time, nx, ny)."
-        )
+def _trajectories(
+    name: str, fields: Tensor, frames: tuple[int, int], n_train: int, n_tests: Sequence[int]
+) -> Callable[[str, int, int], Pair]:
+    """A reader of the first or the last trajectories, cut into x and y."""
+    shape, needed = tuple(fields.shape), n_train + max(n_tests, default=0)
+    if fields.ndim != 4 or shape[2] != shape[3]:
+        raise ValueError(f"`{name}` has shape {shape}, expected (samples, time, n, n).")
     check_finite(name, fields)
-    samples, time, nx, ny = fields.shape
-    if nx != ny:
-        raise ValueError(f"`{name}` is of {nx} x {ny} points, expected as many along both axes.")
-    if (needed := n_train + max(n_tests, default=0)) > samples:
+    if shape[0] < needed or shape[1] < sum(frames):
         raise ValueError(
-            f"`{name}` has {samples} trajectories, expected at least {needed}: `n_train` is "
-            f"{n_train} and the largest of `n_tests` {needed - n_train}, and none is used for both."
-        )
-    if frames > time:
-        raise ValueError(
-            f"`{name}` has {time} frames, expected at least {frames}: `frames_in` and `frames_out` "
-            "together."
+            f"`{name}` has {shape[0]} trajectories of {shape[1]} frames, expected {needed} or more "
+            f"(`n_train` and the largest of `n_tests`) of {sum(frames)} or more (`frames_in` and "
+            "`frames_out` together)."
         )
 
+    def read(part: str, n: int, resolution: int) -> Pair:
+        if shape[3] % resolution:
+            raise ValueError(f"the resolution is {resolution}, expected a divisor of {shape[3]}.")
+        samples = fields[:n] if part == "train" else fields[-n:]
+        samples = _every(shape[3] // resolution, samples[:, : sum(frames)])
+        return samples[:, : frames[0]], samples[:, frames[0] :]
 
-def _cut(
-    fields: Tensor, frames_in: int, frames_out: int, part: Part, n: int, resolution: int
-) -> Pair:
-    """The first or the last ``n`` trajectories, cut into what is given and what is asked."""
-    if (finest := fields.shape[-1]) % resolution:
-        raise ValueError(
-            f"the resolution {resolution} was asked for, expected a divisor of the trajectories' "
-            f"{finest}."
-        )
-    samples = fields[:n] if part == "train" else fields[-n:]
-    samples = _every(finest // resolution, samples[:, : frames_in + frames_out])
-    return samples[:, :frames_in], samples[:, frames_in:]
+    return read
 
 
-def _read_pairs(folder: Path, part: Part, n: int, resolution: int) -> Pair:
-    """The first ``n`` samples of the host's file for training or testing."""
-    finest, file = _find(folder, part, resolution)
-    try:
-        content = torch.load(file, weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read as .pt: {error}") from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{file} is damaged or holds more than tensors, and is not unpickled: {reason}"
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(name), Tensor) for name in ("x", "y")
-    ):
-        got = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{file} holds {got}, expected a dict with the tensors 'x' and 'y'.")
-    x, y = content["x"], content["y"]
-    check_shape(f"y of {file}", y.shape, x.shape, "as x")
-    check_shape(f"x of {file}", x.shape, (len(x), finest, finest), "samples and the file's grid")
-    if n > len(x):
-        raise ValueError(
-            f"{file} holds {len(x)} samples, expected at least the {n} that are asked for."
-        )
-    for name, field in (("x", x[:n]), ("y", y[:n])):
-        check_finite(f"{name} of {file}", field)
-    # The file leaves out the axis of its one channel.
-    step = finest // resolution
-    return _every(step, x[:n].unsqueeze(1)), _every(step, y[:n].unsqueeze(1))
+def _pairs(folder: Path) -> Callable[[str, int, int], Pair]:
+    """A reader of the first samples of the host's files."""
 
+    def read(part: str, n: int, resolution: int) -> Pair:
+        name = re.compile(rf"nsforcing_{part}_([1-9]\d*)\.pt")
+        files = {int(m[1]): file for file in folder.iterdir() if (m := name.fullmatch(file.name))}
+        finest = min((size for size in files if size % resolution == 0), default=0)
+        if not finest:
+            raise ValueError(
+                f"{folder} holds {sorted(file.name for file in files.values())}, expected "
+                f"nsforcing_{part}_{resolution}.pt or one of a multiple of {resolution} points; "
+                "`neuralop.data.datasets.NavierStokesDataset` downloads such files."
+            )
+        content = load_plain(file := files[finest])
+        got = content if isinstance(content, dict) else {}
+        shapes = {key: tuple(got[key].shape) for key in "xy" if isinstance(got.get(key), Tensor)}
+        samples = (*shapes.get("x", ()), 0)[0]
+        if samples < n or shapes != dict.fromkeys("xy", (samples, finest, finest)):
+            raise ValueError(
+                f"{file} holds a {type(content).__name__} with tensors of shape {shapes}, expected "
+                f"a dict with 'x' and 'y' of shape ({n} or more, {finest}, {finest})."
+            )
+        for key in "xy":
+            check_finite(f"{key} of {file}", got[key][:n])
+        # The file leaves out the axis of its one channel.
+        x, y = (_every(finest // resolution, got[key][:n, None]) for key in "xy")
+        return x, y
 
-def _find(folder: Path, part: Part, resolution: int) -> tuple[int, Path]:
-    """The least resolution that has this one's points, and its file."""
-    name = re.compile(rf"nsforcing_{part}_([1-9]\d*)\.pt")
-    files = {int(m[1]): file for file in folder.iterdir() if (m := name.fullmatch(file.name))}
-    finer = [n for n in files if n % resolution == 0]
-    if not finer:
-        raise ValueError(
-            f"{folder} holds {sorted(file.name for file in files.values())}, expected "
-            f"nsforcing_{part}_{resolution}.pt or one whose resolution is a multiple of "
-            f"{resolution}; `neuralop.data.datasets.NavierStokesDataset` downloads such files."
-        )
-    return min(finer), files[min(finer)]
+    return read
 
 
 def _every(step: int, fields: Tensor) -> Tensor:

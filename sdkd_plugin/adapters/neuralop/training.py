@@ -1,77 +1,79 @@
-"""Distillation by neuraloperator's own, unmodified ``Trainer``.
-
-Here live the loss that the trainer calls and the samples it reads. What a resumed run needs besides
-is in `resuming`, what several processes need in `adapters.ranks`.
-"""
+"""Distillation by neuraloperator's own, unmodified ``Trainer``: its loss and its samples."""
 
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
+from neuralop import LpLoss
 from neuralop.data.transforms.data_processors import DataProcessor
 from torch import Tensor, nn
 from torch.utils.data import StackDataset
 
-from sdkd_plugin._checks import check_shape
+from sdkd_plugin._checks import check_shape, check_type
 from sdkd_plugin.adapters.neuralop.units import check_same_units
-from sdkd_plugin.adapters.ranks import RankSync
-from sdkd_plugin.answers import TeacherAnswer, accepted_inputs
-from sdkd_plugin.distiller import SDKDDistiller
-from sdkd_plugin.losses.task import observed_mean
+from sdkd_plugin.distributed import DistributedSync, average_measurements, several_processes
+from sdkd_plugin.loss import DistillationLoss, DistillationTerms
+from sdkd_plugin.losses.task import TaskLossName, make_task_loss, masked_error
 from sdkd_plugin.taps import TapReader
-from sdkd_plugin.terms import DistillationTerms
+from sdkd_plugin.teachers import TeacherOutput, check_no_shared_weights, named_inputs
 
 _LATENT = "teacher."
-_STUDENT = "student."
+_FOR_THE_LOSS = ("y", "mask", "teacher")
 
 
 class TrainerLoss:
-    """A distiller as the ``training_loss`` of a neuraloperator ``Trainer``.
+    """A distillation loss and a task loss as ``training_loss`` of a neuraloperator ``Trainer``.
 
-    Give the trainer ``model=distiller.student`` and an optimizer of ``distiller.parameters()``.
-    The trainer moves the student alone: put the distiller on the trainer's device beforehand.
-    It calls the student and then ``loss(out, **sample)``; the loss is summed over the
-    batch, as the trainer expects. What it sees is what the data processor made of the sample: with
-    normalisers the student, the teacher and the labels are all in normalised units.
+    Give the trainer ``model=student`` and an optimizer of
+    ``[*student.parameters(), *loss.parameters()]``; put the loss on the trainer's device, which
+    moves the student alone. The trainer calls the student and then ``loss(out, **sample)``, and
+    expects a sum over the batch. Student, teachers and labels are in the units that the data
+    processor makes of the sample: normalised ones if it has normalisers.
 
-    A sample holds ``x`` and ``y``, and it may hold
+    A sample has ``x`` and ``y``, and it may have
 
-    - ``mask``: which labels count, as `SDKDDistiller.step` takes it; all False for an input that
-      nobody labelled (``y`` must still have its shape there, and may be NaN),
-    - ``teacher``: the teacher's forecast for ``x``, in the units of the model's output, where it is
-      known already, and its latents as ``teacher.TAP``. Without them it is asked at every step.
+    - ``mask``: True where a label is observed; as many axes as ``y``, each of its size or 1. It is
+      False everywhere for an unlabelled input, whose ``y`` has the same shape and any value,
+    - ``teacher``: the teacher's forecast for ``x`` in the units of the model's output, with its
+      latents as ``teacher.TAP``. Without it the teachers run in every step.
 
-    None of these is handed to a student whose forward does not name it: the host's own models
-    would warn of each.
+    A student whose forward does not name these does not receive them. Without gradient, as the host
+    evaluates, it is the task loss alone, in physical units, at any resolution and step of a
+    rollout: it may be one of the trainer's ``eval_losses``.
 
-    In evaluation, which the host does without gradients and in physical units, it is the task loss
-    alone: of any resolution, at any step of a rollout, and without the teacher. So it can stand
-    among the trainer's ``eval_losses``, as it does where none are given.
-
-    With ``use_distributed=True`` the host wraps the student for GPUs. On CPUs it cannot: wrap it
-    yourself, ``Trainer(model=DistributedDataParallel(distiller.student), ...)``. Projectors and
-    measured band weights are kept the same on all processes either way.
+    With ``use_distributed=True`` the host wraps the student, on GPUs alone: on CPUs pass
+    ``Trainer(model=DistributedDataParallel(student), ...)``. Projectors and measured band weights
+    are kept the same on all processes.
 
     Args:
-        distiller: with one teacher, where the samples hold its answers.
+        loss: the distillation; with one teacher if the samples hold its outputs.
+        student: the model that the trainer trains.
+        task_loss: ``mse``, ``mae`` or ``relative_l2``, a mean over the observed labels; or a
+            function called as the host calls it, ``task_loss(out, y=y, ...)`` for a sum over the
+            batch, such as ``LpLoss(d=2)``. Unlabelled samples are left out of its batch, and the
+            sum is scaled to all samples. If only some labels of a sample are missing, a function
+            with a parameter ``mask`` receives it, for `LpLoss` both fields are set to 0 there, and
+            any other function is refused.
         on_step: called with the terms of every training step, to log them.
         data_processor: the trainer's, to compare with ``teacher_processor``.
-        teacher_processor: the one that the teacher was trained behind. With other normalisers the
-            teacher is refused: see `Renormalized`.
+        teacher_processor: the one that the teacher was trained with. A teacher with other
+            normalisers is refused: see `Renormalized`.
 
     Raises:
-        ValueError: if the two processors normalise differently or only one is given, or the
-            distiller has an augmentation; at a step, as `SDKDDistiller.terms`.
+        ValueError: if an argument has a wrong type, ``task_loss`` averages over the batch, teacher
+            and student share weights, or the processors normalise differently or one is missing;
+            at a step, see `DistillationLoss.forward`, or if the task loss cannot take the mask.
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from sdkd_plugin import GridTransform, SDKDDistiller
+        >>> from sdkd_plugin import DistillationLoss, GridTransform
         >>> teacher, student = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
-        >>> loss = TrainerLoss(SDKDDistiller(teacher, student, GridTransform((8, 8))))
+        >>> loss = TrainerLoss(DistillationLoss(teacher, GridTransform((8, 8))), student)
         >>> x, y = torch.randn(2, 4, 1, 8, 8)
         >>> loss(student(x), x=x, y=y).shape
         torch.Size([])
@@ -79,137 +81,189 @@ class TrainerLoss:
 
     def __init__(
         self,
-        distiller: SDKDDistiller,
+        loss: DistillationLoss,
+        student: nn.Module | None = None,
+        task_loss: TaskLossName | Callable[..., Tensor] = "mse",
         *,
         on_step: Callable[[DistillationTerms], None] | None = None,
         data_processor: DataProcessor | None = None,
         teacher_processor: DataProcessor | None = None,
     ) -> None:
+        check_type("loss", loss, DistillationLoss, "DistillationLoss(teacher, transform)")
+        check_type("student", student, nn.Module, "the model that the trainer trains")
+        student = cast(nn.Module, student)
+        check_no_shared_weights(loss.teachers, student)
         if data_processor is not None and teacher_processor is not None:
             check_same_units(data_processor, teacher_processor)
         elif teacher_processor is not None:
-            raise ValueError(
-                "`teacher_processor` is given but `data_processor` is None: give the trainer's "
-                "too, to compare them."
-            )
-        if distiller.augmentation is not None:
-            raise ValueError(
-                "`distiller` has an augmentation, but the host's trainer forecasts the inputs "
-                "itself, before the loss is called: augment them in the data set or the data "
-                "processor, so that teacher and student see the same."
-            )
-        self.distiller = distiller
+            remedy = "give the trainer's too, to compare them."
+            raise ValueError(f"`teacher_processor` is given but `data_processor` is None: {remedy}")
+        self.loss = loss
+        self.task_loss = _host_loss(task_loss)
         self.on_step = on_step
         self.last_terms: DistillationTerms | None = None
-        self._taps = TapReader(distiller.student, distiller.student_taps)
+        # What a teacher names. One that takes any keyword would warn of what is not for it.
+        self._inputs = frozenset().union(*(named_inputs(each)[0] for each in loss.teachers))
+        self._taps = TapReader(student, loss.student_taps)
         self._taps.attach()
-        distiller.student.register_forward_pre_hook(_leave_out_labels, with_kwargs=True)
-        self._ranks = RankSync(distiller)
+        try:
+            hook = student.register_forward_pre_hook(_input_filter(student), with_kwargs=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`student` is a {type(student).__name__}, which takes no hooks, expected a plain "
+                "module: script the student after training."
+            ) from error
+        # The student outlives this loss, its hooks must not.
+        weakref.finalize(self, _remove_hooks, [hook, *self._taps.handles])
+        self._sync = DistributedSync(loss)
 
     def __call__(
         self,
         out: Tensor,
-        x: Tensor,
+        x: Tensor | None = None,
         y: Tensor | None = None,
         mask: Tensor | None = None,
         teacher: Tensor | None = None,
         **sample: Any,
     ) -> Tensor:
         """The loss of a batch, summed over its samples; its parts are in ``last_terms``."""
+        if y is None:
+            raise ValueError("`y` is None, expected labels of the forecast's shape in the sample.")
         # The host's data processors move x and y to the device, and nothing else.
-        mask = None if mask is None else mask.to(out.device)
+        for name, value in sample.items():
+            sample[name] = value.to(out.device) if isinstance(value, Tensor) else value
+        if mask is not None:
+            mask = mask.to(out.device)
         if not torch.is_grad_enabled():
-            if y is None:
-                raise ValueError("`y` is None in evaluation, expected the labels of the sample.")
-            return observed_mean(self.distiller.task_loss, out, y, mask) * out.shape[0]
-        self._ranks.join()
-        answers = None
+            return self.task_loss(out, x=x, y=y, mask=mask, **sample)
+        if several := several_processes():
+            self._sync.join()
+        outputs = None
         if teacher is not None:
-            latents = {
-                name.removeprefix(_LATENT): value.to(out.device)
-                for name, value in sample.items()
-                if name.startswith(_LATENT)
-            }
-            answers = [TeacherAnswer(teacher.to(out.device), latents)]
-        # The host gives the student the whole sample; a teacher gets what it takes of it.
-        inputs = {
-            name: value.to(out.device) if isinstance(value, Tensor) else value
-            for model in self.distiller.teachers
-            for name, value in accepted_inputs(model, sample, named_only=True).items()
-        }
-        terms = self.distiller.terms(
-            out, x, y, mask, latents=self._taps.read(), answers=answers, **inputs
-        )
-        self._ranks.average()
+            known = {n[len(_LATENT) :]: v for n, v in sample.items() if n.startswith(_LATENT)}
+            outputs = [TeacherOutput(teacher.to(out.device), known)]
+        inputs = {name: sample[name] for name in self._inputs & sample.keys()} if sample else {}
+        latents = self._taps.read() if self.loss.latents else None
+        terms = self.loss(out, x, y, mask, latents=latents, outputs=outputs, **inputs)
+        task = self.task_loss(out, x=x, y=y, mask=mask, **sample) / len(out)
+        terms = terms.with_task(task)
+        if several:
+            average_measurements(self.loss)
         # Without its graph, which the next step would still hold.
         self.last_terms = dataclasses.replace(terms, total=terms.total.detach())
         if self.on_step is not None:
             self.on_step(self.last_terms)
-        return terms.total * out.shape[0]
+        return terms.total * len(out)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the distiller trains or measures beside the student, whom the host saves."""
-        return {
-            name: value
-            for name, value in self.distiller.state_dict().items()
-            # The host's models add metadata of theirs, which is no tensor.
-            if not name.startswith(_STUDENT) and isinstance(value, Tensor)
-        }
+        """What is trained or measured beside the student, whom the host saves."""
+        return dict(self.loss.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
-
-        Raises:
-            ValueError: if it is of a distiller with other parts.
-        """
-        if state.keys() != self.state_dict().keys():
+        """Take over what `state_dict` returned; a ValueError if of a loss with other parts."""
+        if state.keys() != self.loss.state_dict().keys():
             raise ValueError(
-                f"`state` has {sorted(state)}, expected {sorted(self.state_dict())}: make the "
-                "distiller with the weighting, latents and aggregation of the saved run."
+                f"`state` has {sorted(state)}, expected {sorted(self.loss.state_dict())}: make the "
+                "loss with the weighting, latents and aggregation of the saved run."
             )
-        self.distiller.load_state_dict(state, strict=False)
+        self.loss.load_state_dict(state)
 
 
-def _leave_out_labels(
-    student: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a student gets of the sample: all but what is for the loss, unless it asks for it."""
-    named = inspect.signature(student.forward).parameters
-    kept = {
-        name: value
-        for name, value in sample.items()
-        if name in named or not (name in ("y", "mask", "teacher") or name.startswith(_LATENT))
-    }
-    return args, kept
+def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of forecast, labels, mask and the rest of a sample that sums over the batch."""
+    if not callable(task_loss):
+        function = make_task_loss(task_loss)
+        return lambda out, *, y, mask, **_: masked_error(out, y, mask, function) * len(out)
+    if getattr(task_loss, "reduction", "sum") == "mean":
+        raise ValueError(
+            f"`task_loss` is a {type(task_loss).__name__} with reduction='mean', expected 'sum': "
+            "the trainer's losses are sums over the batch."
+        )
+    parameters = inspect.signature(task_loss).parameters
+    any_name = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    # The host's own losses take any keyword, and warn of each.
+    any_name &= not type(task_loss).__module__.startswith("neuralop.")
+
+    def loss(out: Tensor, *, y: Tensor, mask: Tensor | None, **sample: Any) -> Tensor:
+        if y.shape != out.shape:
+            check_shape("y", y.shape, out.shape, "the student's forecast")
+        if sample and not any_name:
+            sample = {name: value for name, value in sample.items() if name in parameters}
+        if mask is None:
+            return task_loss(out, y=y, **sample)
+        mask = mask.expand_as(y)
+        labelled = mask.flatten(1).any(1)
+        n_labelled = int(labelled.sum())
+        rows = dict(sample)
+        for name, value in sample.items():
+            if isinstance(value, Tensor) and value.shape[:1] == y.shape[:1]:
+                rows[name] = value[labelled]
+        out, y, mask = out[labelled], y[labelled], mask[labelled]
+        if n_labelled == 0:
+            return out.sum()
+        share = len(labelled) / n_labelled
+        if "mask" in parameters:
+            return share * task_loss(out, y=y, mask=mask, **rows)
+        if not bool(mask.all()):
+            if type(task_loss) is not LpLoss:
+                # A derivative sees the jump of zeroed fields at the edge, a mean their zeros.
+                given = getattr(task_loss, "__name__", type(task_loss).__name__)
+                raise ValueError(
+                    f"`mask` leaves out some labels of a sample, but `task_loss` ({given}) has no "
+                    "parameter `mask`: give one that has, LpLoss, or 'mse', 'mae' or 'relative_l2'."
+                )
+            out, y = torch.where(mask, out, 0), torch.where(mask, y, 0)
+        return share * task_loss(out, y=y, **rows)
+
+    return loss
+
+
+def _remove_hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _input_filter(student: nn.Module) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A hook that keeps from the student what is for the loss, unless forward names it."""
+    named = named_inputs(student)[0]
+
+    def inputs(
+        _: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kept = dict(sample)
+        for name in sample:
+            if name not in named and (name in _FOR_THE_LOSS or name.startswith(_LATENT)):
+                del kept[name]
+        return args, kept
+
+    return inputs
 
 
 def distillation_dataset(
     x: Float[Tensor, "samples ..."],
     y: Float[Tensor, "samples ..."],
     labelled: Bool[Tensor, " samples"] | None = None,
-    teacher: TeacherAnswer | None = None,
+    teacher: TeacherOutput | None = None,
 ) -> StackDataset[Any]:
-    """Samples ``{"x", "y", "mask", "teacher", ...}``, as `TrainerLoss` and the trainer take them.
+    """Samples ``{"x", "y", "mask", "teacher", ...}`` as `TrainerLoss` and the trainer read them.
 
     Args:
         x: inputs.
         y: labels. Those of unlabelled samples are replaced by NaN, so that none can leak.
-        labelled: which samples have labels; by default all.
-        teacher: what the teacher says of all samples, where it is known already, as
-            ``distiller.teach`` gives it.
+        labelled: which samples have labels; all by default.
+        teacher: the teacher's output for all samples, as `precompute` returns it.
 
     Raises:
         ValueError: if the numbers of samples differ.
     """
-    n = len(x)
-    answer: dict[str, Tensor] = {}
+    output: dict[str, Tensor] = {}
     if teacher is not None:
         latents = {f"{_LATENT}{tap}": value for tap, value in teacher.latents.items()}
-        answer = {"teacher": teacher.forecast, **latents}
-    for name, value in {"y": y, "labelled": labelled, **answer}.items():
+        output = {"teacher": teacher.forecast, **latents}
+    for name, value in {"y": y, "labelled": labelled, **output}.items():
         if value is not None:
-            check_shape(name, value.shape[:1], (n,), "one for each sample of x")
-    parts: dict[str, Any] = {"x": x, "y": y, **answer}
+            check_shape(name, value.shape[:1], x.shape[:1], "one for each sample of x")
+    parts: dict[str, Any] = {"x": x, "y": y, **output}
     if labelled is not None:
         mask = labelled.reshape(-1, *[1] * (y.ndim - 1))
         parts |= {"y": torch.where(mask, y, torch.nan), "mask": mask}

@@ -4,40 +4,44 @@ Importing this makes tsl importable where its compiled extensions are absent, an
 """
 
 from sdkd_plugin.adapters.tsl._host import STANDINS  # before all that imports the host
-from sdkd_plugin.adapters.tsl.answers import number_windows
 from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor, load_weights
-from sdkd_plugin.adapters.tsl.data import load_traffic, spatiotemporal_dataset
-from sdkd_plugin.adapters.tsl.datasets import DATASETS, TrafficDataset, get_dataset
-from sdkd_plugin.adapters.tsl.forecaster import (
+from sdkd_plugin.adapters.tsl.datasets import (
+    DATASETS,
+    TrafficDataset,
+    get_dataset,
+    load_traffic,
+    spatiotemporal_dataset,
+)
+from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
+from sdkd_plugin.adapters.tsl.model_card import (
     DataCard,
-    Forecaster,
+    ModelCard,
     has_forecaster,
     load_forecaster,
     save_forecaster,
 )
-from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs
 from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
-from sdkd_plugin.adapters.tsl.options import DistillOptions
 from sdkd_plugin.adapters.tsl.predictor import DistillationPredictor
 from sdkd_plugin.adapters.tsl.registry import (
     check_hparams,
     get_model_class,
     get_optimizer_class,
     get_scheduler_class,
+    loss_from_config,
     make_model,
     refuse_targets,
 )
 from sdkd_plugin.adapters.tsl.resuming import SeededDataModule, SeededEpochs
-from sdkd_plugin.adapters.tsl.sensors import OnSensors, SharedSensors, match_sensors
+from sdkd_plugin.adapters.tsl.sensors import OnSensors, match_sensors
+from sdkd_plugin.adapters.tsl.windows import number_windows
 
 __all__ = [
     "DATASETS",
     "STANDINS",
     "DataCard",
     "DisjointGraphs",
-    "DistillOptions",
     "DistillationPredictor",
-    "Forecaster",
+    "ModelCard",
     "OnSensors",
     "PlainPredictor",
     "SDKDStudent",
@@ -55,6 +59,7 @@ __all__ = [
     "load_forecaster",
     "load_traffic",
     "load_weights",
+    "loss_from_config",
     "make_model",
     "match_sensors",
     "number_windows",

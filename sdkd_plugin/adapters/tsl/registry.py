@@ -1,184 +1,183 @@
-"""Names that a configuration may use, and the classes they stand for.
-
-Here live the allowlists: what is not in them is not made. Nothing here reads a ``_target_``, and
-`refuse_targets` says so to a configuration that has one.
-"""
+"""What a configuration may name: classes, and no other is made, and the group ``sdkd/distill``."""
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from tsl.nn import models
 
 from sdkd_plugin._checks import check_choice
 from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
+from sdkd_plugin.loss import DistillationLoss
+from sdkd_plugin.losses import LatentPair
+from sdkd_plugin.spectral import Bands, GraphTransform
+from sdkd_plugin.teachers import Teacher
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-# As the ladder of tsl's examples has them.
-_SHORT_NAMES = {
-    "dcrnn": "DCRNNModel",
-    "gwnet": "GraphWaveNetModel",
-    "evolvegcn": "EvolveGCNModel",
-    "agcrn": "AGCRNModel",
-    "grugcn": "GRUGCNModel",
-    "gatedgn": "GatedGraphNetworkModel",
-    "stcn": "STCNModel",
-    "transformer": "TransformerModel",
-    "ar": "ARModel",
-    "var": "VARModel",
-    "rnn": "RNNModel",
-    "fcrnn": "FCRNNModel",
-    "tcn": "TCNModel",
-}
-
-
-def _models() -> dict[str, type[nn.Module]]:
-    ours: dict[str, type[nn.Module]] = {"sdkd_student": SDKDStudent, "sdkd_teacher": SDKDTeacher}
-    short = {name: getattr(models, full) for name, full in _SHORT_NAMES.items()}
-    # By class name all that tsl exports: this grows with tsl.
-    full = {name: getattr(models, name) for name in models.classes if name != "BaseModel"}
-    return ours | short | full
+_GRAPH = ("normalization", "symmetrization", "method")
+_BANDS = ("cutoff", "transition")
+_PARAMETERS = inspect.signature(DistillationLoss).parameters.values()
+_LOSS = [each.name for each in _PARAMETERS if each.kind is each.KEYWORD_ONLY]
 
 
 def get_model_class(name: str) -> type[nn.Module]:
-    """The model of a name, in place of the ladder that tsl's example scripts have.
+    """The model of a name.
 
     Args:
-        name: ``sdkd_student`` or ``sdkd_teacher``; a name of tsl's examples, such as ``gwnet``; or
-            the name of a class in ``tsl.nn.models``.
+        name: ``sdkd_student`` or ``sdkd_teacher``; the name of a class in ``tsl.nn.models``, or its
+            short form in tsl's examples, such as ``dcrnn`` for ``DCRNNModel``.
 
     Raises:
-        ValueError: if there is none of that name; the message lists them.
+        ValueError: if there is none of that name, listing them.
 
     Example:
         >>> get_model_class("sdkd_student").__name__, get_model_class("gwnet").__name__
         ('SDKDStudent', 'GraphWaveNetModel')
     """
-    known = _models()
+    full = {each: getattr(models, each) for each in models.classes if each != "BaseModel"}
+    known = {"sdkd_student": SDKDStudent, "sdkd_teacher": SDKDTeacher}
+    known |= {each.removesuffix("Model").lower(): kind for each, kind in full.items()}
+    known |= {"gwnet": models.GraphWaveNetModel, "gatedgn": models.GatedGraphNetworkModel} | full
     check_choice("model.name", name, known)
     return known[name]
 
 
 def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
-    """A model of a name, with the sizes that the data give and the options of a configuration.
+    """Make a model from the sizes of the data and the options of a configuration.
 
     Args:
-        name: as `get_model_class` takes it.
-        sizes: such as ``n_nodes`` and ``horizon``; a model gets those that it takes.
-        options: of the configuration, its ``hparams``; all go to the model, before the sizes.
+        name: as in `get_model_class`.
+        sizes: such as ``n_nodes`` and ``horizon``; those that the model does not take are left out.
+        options: the configuration's ``hparams``; they override sizes of the same name.
 
     Raises:
-        ValueError: if the model does not take an option or refuses its value, or lacks one.
+        ValueError: if the model does not take an option, refuses its value, or lacks an argument.
 
     Example:
-        >>> sizes = {"input_size": 1, "window": 12, "horizon": 12, "n_nodes": 5, "unheard_of": 1}
+        >>> sizes = {"input_size": 1, "window": 12, "horizon": 12, "n_nodes": 5, "classes": 2}
         >>> type(make_model("sdkd_student", sizes, {"hidden_size": 8})).__name__
         'SDKDStudent'
     """
     network = get_model_class(name)
-    taken = inspect.signature(network).parameters
-    for option in options:
-        check_choice(f"model.hparams of {name}", option, taken)
-    arguments = {size: value for size, value in sizes.items() if size in taken} | dict(options)
-    lacking = [
-        each.name
-        for each in taken.values()
-        if each.default is each.empty and each.name not in arguments and each.kind not in _VARIADIC
-    ]
-    if lacking:
-        raise ValueError(
-            f"`model.hparams` of {name} lacks {lacking}, expected values for all that the model "
-            "has no default for; add them to the configuration."
-        )
+    check_hparams(f"model.hparams of {name}", network, options)
+    signature = inspect.signature(network)
+    arguments = {size: value for size, value in sizes.items() if size in signature.parameters}
+    arguments |= options
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        wrong = f"`model.hparams` of {name}: {error}; add it to the configuration."
+        raise ValueError(wrong) from error
     return network(**arguments)
 
 
 def get_optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The optimizer of ``torch.optim`` of a name.
-
-    Raises:
-        ValueError: if there is none of that name; the message lists them.
-
-    Example:
-        >>> get_optimizer_class("AdamW").__name__
-        'AdamW'
-    """
-    known = _subclasses(torch.optim, torch.optim.Optimizer)
-    check_choice("optimizer.name", name, known)
-    return known[name]
+    """The optimizer of a name in ``torch.optim``; a ValueError lists them if there is none."""
+    return _subclass("optimizer.name", name, torch.optim, torch.optim.Optimizer)
 
 
 def get_scheduler_class(name: str) -> type[lr_scheduler.LRScheduler]:
-    """The learning-rate scheduler of ``torch.optim.lr_scheduler`` of a name.
+    """The scheduler of a name in ``torch.optim.lr_scheduler``; a ValueError lists them."""
+    return _subclass("lr_scheduler.name", name, lr_scheduler, lr_scheduler.LRScheduler)
 
-    Raises:
-        ValueError: if there is none of that name; the message lists them.
 
-    Example:
-        >>> get_scheduler_class("MultiStepLR").__name__
-        'MultiStepLR'
-    """
-    known = _subclasses(lr_scheduler, lr_scheduler.LRScheduler)
-    check_choice("lr_scheduler.name", name, known)
-    return known[name]
+def _subclass(argument: str, name: str, module: Any, base: type) -> Any:
+    classes = {name: each for name, each in vars(module).items() if isinstance(each, type)}
+    public = sorted(each for each in classes if not each.startswith("_"))
+    check_choice(argument, name, [n for n in public if base in classes[n].__mro__[1:]])
+    return classes[name]
 
 
 def check_hparams(argument: str, kind: type, options: Mapping[str, Any]) -> None:
-    """Refuse options that a class does not take.
-
-    Args:
-        argument: how the configuration calls them.
-        kind: whose constructor they are for.
-        options: by name.
+    """Refuse options that a class does not take; ``argument`` is their name in the configuration.
 
     Raises:
-        ValueError: at the first unknown one, listing those there are.
-
-    Example:
-        >>> check_hparams("optimizer.hparams", torch.optim.Adam, {"lr": 1e-3})
+        ValueError: at the first unknown option, listing the known ones.
     """
     for option in options:
         check_choice(argument, option, inspect.signature(kind).parameters)
 
 
-def _subclasses(module: Any, base: type) -> dict[str, Any]:
-    """The public proper subclasses of a class in a module, by name."""
-    return {
-        name: value
-        for name, value in sorted(vars(module).items())
-        if isinstance(value, type) and issubclass(value, base) and value is not base
-        if not name.startswith("_")
-    }
-
-
 def refuse_targets(config: Any, path: str = "config") -> None:
     """Refuse a configuration that names code to run, as Hydra's ``instantiate`` would.
 
-    Models, optimizers, schedulers and loggers are made by their ``name`` here, from lists; a
-    ``_target_`` would do nothing, and whoever wrote it expects something.
-
-    Args:
-        config: mappings and sequences, an OmegaConf configuration too.
-        path: where it lies, for the message.
-
     Raises:
-        ValueError: at the first ``_target_``, naming it and where it is.
-
-    Example:
-        >>> refuse_targets({"model": {"name": "gwnet"}})
+        ValueError: at the first ``_target_``, with its place below ``path``.
     """
     if isinstance(config, Mapping):
-        if "_target_" in config:
-            raise ValueError(
-                f"`{path}._target_` is {config['_target_']!r}, expected none: nothing that a "
-                "configuration names is run; give a `name` of those that are known."
-            )
         for key, value in config.items():
+            if key == "_target_":
+                raise ValueError(
+                    f"`{path}._target_` is {value!r}, expected none: models, optimizers and "
+                    "schedulers are made by their `name`, from lists."
+                )
             refuse_targets(value, f"{path}.{key}")
     elif isinstance(config, Sequence) and not isinstance(config, str):
         for i, value in enumerate(config):
             refuse_targets(value, f"{path}[{i}]")
+
+
+def loss_from_config(
+    config: Mapping[str, Any],
+    teacher: Teacher | Sequence[Teacher],
+    edge_index: Int[Tensor, "2 edges"],
+    edge_weight: Float[Tensor, " edges"] | None,
+    n_nodes: int,
+) -> DistillationLoss:
+    """The distillation loss that a configuration describes, such as ``cfg.sdkd.distill``.
+
+    Options are those of `DistillationLoss`, of `GraphTransform.from_edges` (``normalization``,
+    ``symmetrization``), and of `Bands`: ``cutoff``, one edge or an ascending list of them, and
+    ``transition``. ``latents`` is a list of mappings of the fields of `LatentPair`. ``teacher``,
+    the folder of a trained teacher, is for the caller. A missing option has its default.
+
+    Args:
+        config: names and values; an OmegaConf configuration too.
+        teacher: the model or models; any function, to check a configuration alone.
+        edge_index: source and target of each edge.
+        edge_weight: not negative; None is 1 for every edge.
+        n_nodes: nodes of the graph.
+
+    Raises:
+        ValueError: if an option does not exist or does not take its value.
+
+    Example:
+        >>> ring = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+        >>> options = {"cutoff": [0.2, 0.5], "kd_weight": 2}
+        >>> loss = loss_from_config(options, torch.relu, ring, None, 4)
+        >>> loss.bands.edges, loss.kd_weight
+        ((0.2, 0.5), 2.0)
+    """
+    options = {str(name): _plain(value) for name, value in config.items()}
+    for name in options:
+        check_choice("an option of sdkd.distill", name, ["teacher", *_BANDS, *_GRAPH, *_LOSS])
+    options.pop("teacher", None)
+    graph = {name: options.pop(name) for name in _GRAPH if name in options}
+    transform = GraphTransform.from_edges(edge_index, edge_weight, n_nodes, **graph)
+    bands, transition = None, options.pop("transition", 0.0)
+    if (cutoff := options.pop("cutoff", None)) is not None:
+        edges = tuple(cutoff) if isinstance(cutoff, Sequence) else (cutoff,)
+        bands = Bands(edges, transition)
+    options["latents"] = [_pair(each) for each in options.get("latents", ())]
+    return DistillationLoss(teacher, transform, bands, **options)
+
+
+def _pair(options: Mapping[str, Any]) -> LatentPair:
+    known = [field.name for field in fields(LatentPair) if field.name != "bands"]
+    for name in options:
+        check_choice("a field of sdkd.distill.latents", name, known)
+    index = options.get("teacher_index")
+    return LatentPair(**{**options, "teacher_index": None if index is None else int(index)})
+
+
+def _plain(value: Any) -> Any:
+    """Python's lists and mappings for OmegaConf's, and floats for the 1 that YAML reads as int."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return float(value) if type(value) is int else value

@@ -1,8 +1,4 @@
-"""What makes a resumed run equal the uninterrupted one: order and randomness by epoch.
-
-Here live the data module and the callback that draw from seeds of their own. What a checkpoint
-holds is in `checkpoint`.
-"""
+"""What makes a resumed run equal the uninterrupted one: order and randomness by epoch."""
 
 from typing import Any
 
@@ -16,15 +12,10 @@ from sdkd_plugin._checks import check_positive_int
 
 
 class SeededDataModule(SpatioTemporalDataModule):
-    """tsl's data module, whose order of training windows follows from a seed and the epoch alone.
+    """tsl's data module, with an order of training windows that follows from seed and epoch alone.
 
-    tsl shuffles by torch's global generator: a resumed run then reads other batches than the
-    uninterrupted one. With several processes each reads its share, as under Lightning's own
-    sampler.
-
-    Args:
-        seed: of the order.
-        **module: as tsl's ``SpatioTemporalDataModule``.
+    (tsl's follows torch's global generator.) Several processes read a share each, as with
+    Lightning's own sampler. The other arguments are tsl's.
 
     Raises:
         ValueError: if the seed is not an integer of at least 0.
@@ -36,27 +27,18 @@ class SeededDataModule(SpatioTemporalDataModule):
         self.seed = seed
 
     def train_dataloader(self, shuffle: bool = True, batch_size: int | None = None) -> DataLoader:
-        """The training windows; without ``shuffle`` in order, as tsl gives them."""
+        """The training windows; without ``shuffle`` in tsl's order."""
         if not shuffle:
             return super().train_dataloader(shuffle=False, batch_size=batch_size)
         trainer = self.trainer
-        sampler: DistributedSampler = DistributedSampler(
-            self.trainset,
-            num_replicas=1 if trainer is None else trainer.world_size,
-            rank=0 if trainer is None else trainer.global_rank,
-            seed=self.seed,
-        )
+        world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        sampler: DistributedSampler = DistributedSampler(self.trainset, world, rank, seed=self.seed)
         if trainer is not None:
-            # Lightning says which epoch it is, but workers of a resumed run fetch before that.
+            # Lightning sets the epoch too, but workers of a resumed run fetch before that.
             sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
-        return StaticGraphLoader(
-            self.trainset,
-            batch_size=batch_size or self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.workers,
-            pin_memory=self.pin_memory,
-        )
+        options = {"num_workers": self.workers, "pin_memory": self.pin_memory, "drop_last": True}
+        size = batch_size or self.batch_size
+        return StaticGraphLoader(self.trainset, batch_size=size, sampler=sampler, **options)
 
 
 class SeededEpochs(pl.Callback):
@@ -65,14 +47,8 @@ class SeededEpochs(pl.Callback):
     With a `SeededDataModule` a run that is resumed from a checkpoint of an epoch's end takes the
     same steps as the uninterrupted one, bit for bit on a CPU. Each process has its own stream.
 
-    Args:
-        seed: of the run.
-
     Raises:
         ValueError: if the seed is not an integer of at least 0.
-
-    Example:
-        >>> trainer = pl.Trainer(callbacks=[SeededEpochs(3)], logger=False, accelerator="cpu")
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -82,7 +58,7 @@ class SeededEpochs(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed, once the epoch's first batch is there: making its loader draws numbers too."""
+        """Seed after the epoch's first batch is loaded: making its loader draws numbers too."""
         if batch_idx == 0:
             step = trainer.current_epoch * trainer.world_size + trainer.global_rank
             # Far apart, lest the second epoch of one seed be the first of the next.

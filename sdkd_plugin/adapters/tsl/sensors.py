@@ -1,11 +1,7 @@
-"""Sensors that teacher and student do not share: matching by id, and what follows from it.
-
-Here live the match, the teacher's wrapper and the transform for it. Batches whose samples have
-graphs of their own are in `graphs`.
-"""
+"""Sensors that teacher and student do not share: matched by id, and a teacher read out at them."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -13,19 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_shape
-from sdkd_plugin.answers import accepted_inputs
-from sdkd_plugin.spectral import AbstractTransform, Bands, GraphTransform
+from sdkd_plugin.teachers import accepted_inputs
 
 Unknown = Literal["refuse", "ignore"]
 
 
 class SensorMatch(NamedTuple):
-    """Which sensors of a teacher and a student are the same.
-
-    Attributes:
-        teacher: places of the shared sensors in the teacher's order.
-        student: places of the same sensors in the student's order, ascending.
-    """
+    """Places of the shared sensors: in the teacher's order, and in the student's (ascending)."""
 
     teacher: Tensor
     student: Tensor
@@ -38,13 +28,11 @@ def match_sensors(
 
     Args:
         teacher_ids: of the teacher's nodes, in its order.
-        student_ids: of the student's.
-        unknown: whether sensors of the student that the teacher does not know are an error, or
-            left out.
+        student_ids: of the student's nodes, in its order.
+        unknown: whether student sensors that the teacher does not know are refused or left out.
 
     Raises:
-        ValueError: if an id is there twice, the teacher does not know a sensor and that was
-            refused, or there is no shared sensor at all.
+        ValueError: if an id is there twice, a sensor is refused, or no sensor is shared.
 
     Example:
         >>> match_sensors(["a", "b", "c"], ["c", "a"]).teacher
@@ -60,43 +48,33 @@ def match_sensors(
     if new and (unknown == "refuse" or len(new) == len(mine)):
         raise ValueError(
             f"`student_ids` has {len(new)} of {len(mine)} sensors that the teacher does not know, "
-            f"such as {new[:5]}, expected ids among the teacher's: it can say nothing of these. "
-            "Drop them, or leave them to the labels with unknown='ignore' and a SharedSensors "
-            "transform."
+            f"such as {new[:5]}, expected ids among the teacher's: drop them, or train them on "
+            "labels alone with unknown='ignore' and a SharedSensors transform."
         )
     shared = [i for i, name in enumerate(mine) if name in place]
     return SensorMatch(torch.tensor([place[mine[i]] for i in shared]), torch.tensor(shared))
 
 
 class OnSensors(nn.Module):
-    """A teacher asked on its own graph, and heard at the student's sensors.
+    """A teacher that forecasts on its own graph, read out at the student's sensors.
 
-    Where the student has all of the teacher's sensors, the teacher reads them from the student's
-    window ``x``. Where it has dropped some, the teacher cannot do without them: the batch must hold
-    the window of all the teacher's sensors as ``teacher_x`` (a tsl covariate of that name), in the
-    teacher's order and in the student's scaled units. Covariates ``u`` must be shared by all
-    sensors.
-
-    Other sensors have another mean: the scalers of both are needed, to read and to answer in the
-    student's units, ``(value - bias) / scale``.
-
-    At sensors of the student that the teacher does not know the answer is 0 and means nothing:
-    `DistillationPredictor` insists on a `SharedSensors` transform then.
+    The teacher reads the student's window ``x`` where that has all of its sensors. Otherwise the
+    batch must hold the window of all the teacher's sensors as ``teacher_x`` (a tsl covariate of
+    that name), in the teacher's order and in the student's scaled units. Readings are converted
+    from the student's units, ``(value - bias) / scale``, to the teacher's, and forecasts back.
+    Covariates ``u`` must be shared by all sensors. At sensors that the teacher does not know the
+    forecast is 0 and has no meaning: `DistillationPredictor` demands a `SharedSensors` transform.
 
     Args:
         teacher: a graph model in tsl's layout.
-        match: of `match_sensors`.
-        n_teacher: sensors of the teacher.
-        n_student: sensors of the student.
-        teacher_scaler: bias and scale that the teacher was trained with.
-        student_scaler: bias and scale of the student's data.
-        edge_index: the teacher's graph.
-        edge_weight: its weights.
+        match: from `match_sensors`.
+        n_teacher, n_student: numbers of their sensors.
+        teacher_scaler, student_scaler: bias and scale of the data that each is trained on.
+        edge_index, edge_weight: the teacher's graph.
 
     Raises:
-        ValueError: if the numbers do not fit the match, or a scale is not positive; in forward, if
-            ``teacher_x`` is needed and missing, is of another number of sensors, or the covariates
-            are not shared.
+        ValueError: if a number does not fit the match, or a scale is not positive; in forward, if
+            ``teacher_x`` is missing or of other sensors, or the covariates are not shared.
 
     Example:
         >>> from sdkd_plugin.models import GraphMixer
@@ -126,25 +104,22 @@ class OnSensors(nn.Module):
         edge_weight: Float[Tensor, " edges"] | None = None,
     ) -> None:
         super().__init__()
-        for argument, number, places in (
-            ("n_teacher", n_teacher, match.teacher),
-            ("n_student", n_student, match.student),
-        ):
-            check_positive_int(argument, number, minimum=int(places.max()) + 1)
-        for argument, (_, scale) in (
-            ("teacher_scaler", teacher_scaler),
-            ("student_scaler", student_scaler),
-        ):
-            check_positive(f"{argument}[1]", scale)
+        check_positive_int("n_teacher", n_teacher, minimum=int(match.teacher.max()) + 1)
+        check_positive_int("n_student", n_student, minimum=int(match.student.max()) + 1)
+        check_positive("teacher_scaler[1]", teacher_scaler[1])
+        check_positive("student_scaler[1]", student_scaler[1])
         self.teacher = teacher
         self.teacher_scaler = teacher_scaler
         self.student_scaler = student_scaler
         self.n_teacher = n_teacher
         self.n_student = n_student
-        self.register_buffer("edge_index", edge_index, persistent=False)
-        self.register_buffer("edge_weight", edge_weight, persistent=False)
-        self.register_buffer("at_teacher", match.teacher, persistent=False)
-        self.register_buffer("at_student", match.student, persistent=False)
+        graph = {"edge_index": edge_index, "edge_weight": edge_weight}
+        for name, value in {
+            **graph,
+            "at_teacher": match.teacher,
+            "at_student": match.student,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
 
     def forward(
         self,
@@ -157,106 +132,23 @@ class OnSensors(nn.Module):
             if len(self.at_teacher) < self.n_teacher:
                 raise ValueError(
                     f"`teacher_x` is None, but the student's window has {len(self.at_teacher)} of "
-                    f"the teacher's {self.n_teacher} sensors: add the window of all of them to the "
-                    "data set as the covariate teacher_x, or ask the teacher beforehand."
+                    f"the teacher's {self.n_teacher} sensors: add the window of all to the data "
+                    "set as the covariate teacher_x."
                 )
             order = torch.empty_like(self.at_student)
             order[self.at_teacher] = self.at_student
             teacher_x = x[:, :, order]
-        check_shape(
-            "sensors of teacher_x", teacher_x.shape[2:3], (self.n_teacher,), "the teacher's own"
-        )
+        check_shape("sensors of teacher_x", teacher_x.shape[2:3], (self.n_teacher,))
         if u is not None and u.ndim > 3:
             raise ValueError(
                 f"`u` has shape {tuple(u.shape)}, expected (batch, time, features): covariates "
-                "that all sensors share, for the teacher has other sensors."
+                "that all sensors share."
             )
-        inputs = {"edge_index": self.edge_index, "edge_weight": self.edge_weight, "u": u}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
+        graph = {"edge_index": self.edge_index, "edge_weight": self.edge_weight, "u": u}
+        inputs = {name: value for name, value in graph.items() if value is not None}
         (bias, scale), (own_bias, own_scale) = self.student_scaler, self.teacher_scaler
         read = (teacher_x * scale + (bias - own_bias)) / own_scale
         forecast = self.teacher(read, **accepted_inputs(self.teacher, inputs))
         forecast = (forecast * own_scale + (own_bias - bias)) / scale
         out = forecast.new_zeros(*forecast.shape[:2], self.n_student, *forecast.shape[3:])
         return out.index_copy(2, self.at_student, forecast.index_select(2, self.at_teacher))
-
-
-class SharedSensors(AbstractTransform):
-    """The transform of some of the nodes, on fields that have more: the others do not count.
-
-    For a student with sensors that its teacher does not know. Energies are scaled by nodes over
-    shared nodes, so that losses are means over the shared ones.
-
-    Args:
-        transform: of the graph of the shared sensors, in the order of ``places``.
-        places: of the shared sensors in the student's order, as ``match_sensors(...).student``.
-        n_nodes: of the student.
-
-    Raises:
-        ValueError: if the transform has another number of nodes than ``places``, or a place is out
-            of range.
-
-    Example:
-        >>> pair = GraphTransform.from_edges(torch.tensor([[0, 1], [1, 0]]), None, 2)
-        >>> shared = SharedSensors(pair, torch.tensor([0, 2]), 3)
-        >>> x = torch.tensor([[[1.0], [9.0], [1.0]]])
-        >>> shared.sample_band_energy(x, Bands.split(0.5)).round(decimals=4)
-        tensor([[3., 0.]])
-    """
-
-    places: Tensor
-
-    def __init__(
-        self, transform: GraphTransform, places: Int[Tensor, " shared"], n_nodes: int
-    ) -> None:
-        super().__init__()
-        check_shape("transform", transform.domain_shape, tuple(places.shape), "one node a place")
-        if len(places) == 0 or int(places.min()) < 0 or int(places.max()) >= n_nodes:
-            raise ValueError(
-                f"`places` is {places.tolist()}, expected nodes from 0 to {n_nodes - 1}."
-            )
-        self.transform = transform
-        self.n_nodes = n_nodes
-        self.register_buffer("places", places, persistent=False)
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """The number of the student's nodes."""
-        return (self.n_nodes,)
-
-    @property
-    def domain_axes(self) -> tuple[int, ...]:
-        """The axis before the features."""
-        return (-2,)
-
-    @property
-    def channel_axis(self) -> int:
-        """The last axis."""
-        return -1
-
-    def resized(self, domain_shape: tuple[int, ...]) -> "SharedSensors":
-        """The same transform: a graph has one size.
-
-        Raises:
-            ValueError: if another number of nodes is asked for.
-        """
-        check_shape("domain_shape", domain_shape, self.domain_shape, "the student's nodes")
-        return self
-
-    def sample_band_energy(
-        self, x: Float[Tensor, "batch ..."], bands: Bands
-    ) -> Float[Tensor, "batch n_bands"]:
-        """See `AbstractTransform`; of the shared nodes, times nodes over shared nodes."""
-        check_shape("nodes of a field", x.shape[-2:-1], self.domain_shape, "the student's")
-        energy = self.transform.sample_band_energy(x.index_select(-2, self.places), bands)
-        return energy * (self.n_nodes / len(self.places))
-
-    def filter(
-        self,
-        x: Float[Tensor, "..."],
-        response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
-    ) -> Float[Tensor, "..."]:
-        """See `AbstractTransform`; nodes that are not shared become 0."""
-        check_shape("nodes of a field", x.shape[-2:-1], self.domain_shape, "the student's")
-        filtered = self.transform.filter(x.index_select(-2, self.places), response)
-        return torch.zeros_like(x).index_copy(-2, self.places, filtered)

@@ -1,0 +1,27 @@
+"""Does distillation pay on given data, and with which options? One harness for all comparisons."""
+
+from sdkd_plugin.study.arms import Arm, standard_arms
+from sdkd_plugin.study.comparison import study
+from sdkd_plugin.study.result import Result
+from sdkd_plugin.study.task import Samples, Task
+from sdkd_plugin.study.tasks import (
+    navier_stokes_task,
+    rayleigh_benard_task,
+    taxibj_task,
+    traffic_task,
+    weatherbench_task,
+)
+
+__all__ = [
+    "Arm",
+    "Result",
+    "Samples",
+    "Task",
+    "navier_stokes_task",
+    "rayleigh_benard_task",
+    "standard_arms",
+    "study",
+    "taxibj_task",
+    "traffic_task",
+    "weatherbench_task",
+]

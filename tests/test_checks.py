@@ -1,0 +1,32 @@
+"""Checks of arguments: numbers of any library pass, messages stay short."""
+
+import numpy as np
+import pytest
+import torch
+
+from sdkd_plugin._checks import check_choice, check_positive, check_positive_int
+
+
+def test_numbers_of_numpy_are_numbers():
+    check_positive_int("n", np.int64(2))
+    check_positive_int("n", np.uint8(0), minimum=0)
+    check_positive("weight", np.float32(0.5))
+    check_positive("weight", np.int64(0), allow_zero=True)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.5, "2", None, np.ones(3), torch.ones(10**6)])
+def test_others_are_refused_without_printing_them(value):
+    with pytest.raises(ValueError, match=r"^`n` is .{1,40}, expected an integer of at least 1\.$"):
+        check_positive_int("n", value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, np.nan, np.inf, True, "1", torch.ones(10**6)])
+def test_a_number_must_be_positive_and_finite(value):
+    with pytest.raises(ValueError, match=r"^`n` is .{1,40}, expected a finite number above 0\.$"):
+        check_positive("n", value)
+
+
+@pytest.mark.parametrize("value", ["x" * 10**5, torch.ones(10**6), ["fixed"], None])
+def test_an_option_is_one_of_the_names(value):
+    with pytest.raises(ValueError, match=r"^`way` is .{1,90}, expected one of \['fixed'\]\.$"):
+        check_choice("way", value, ["fixed"])
