@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite, check_shape
-from sdkd_plugin.augmentation import Augmentation, augment
+from sdkd_plugin.augmentation import Augmentation
 from sdkd_plugin.cache.files import DTYPES
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.teachers import TeacherOutput
@@ -39,7 +39,8 @@ def chunk_of(
         for view in range(views):
             text = f"{seed} {view} {numbers.tolist()}".encode()
             torch.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
-            augmented = augment(cast(Augmentation, augmentation), xs[0], finite=True)
+            augmented = cast(Augmentation, augmentation)(xs[0])
+            check_shape("augmentation(x)", augmented.shape, xs[0].shape, "it keeps the shape")
             # As a reader gets them, so that the teachers run on what the student does.
             stored, scale = _encoded(augmented.cpu().flatten(1), storage)
             xs.append(decoded(stored, scale).reshape(augmented.shape).to(augmented))

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdkd_plugin.data.store import atomic_path
-
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -118,6 +116,8 @@ def read_manifest(folder: Path) -> list[Any] | None:
 
 def write_manifest(folder: Path, parts: list[dict[str, Any]]) -> None:
     """Make the cache visible, or replace its manifest; readers see the old one or the new one."""
+    from sdkd_plugin.data.store import atomic_path  # its package loads pandas and h5py
+
     for stale in folder.glob(".manifest.*.json"):  # of killed builders
         stale.unlink()
     with atomic_path(folder / "manifest.json") as temporary:

@@ -17,7 +17,7 @@ from sdkd_plugin.cache import files
 from sdkd_plugin.cache.chunks import decoded, input_sums
 from sdkd_plugin.cache.files import Part
 from sdkd_plugin.cache.key import FORMAT, differences
-from sdkd_plugin.teachers import StoredOutputs, TeacherOutput
+from sdkd_plugin.teachers import InputNames, StoredOutputs, TeacherOutput
 
 _SAME = 1e-6
 """How far sums of the same inputs on two devices may differ, of the sum of magnitudes."""
@@ -69,9 +69,11 @@ class TeacherCache(StoredOutputs):
         super().__init__(
             [each["class"].rpartition(".")[2] for each in teachers],
             [each["taps"] for each in teachers],
-            {name for each in teachers for name in each["inputs"]},
-            any_input=any(each["any_input"] for each in teachers),
-            views=self.key["views"],
+            InputNames(
+                frozenset(name for each in teachers for name in each["inputs"]),
+                any(each["any_input"] for each in teachers),
+            ),
+            self.key["views"],
         )
         self._columns = {
             name: (shape, files.DTYPES[dtype]) for name, shape, dtype in self._parts[0].columns
@@ -197,9 +199,11 @@ class TeacherCache(StoredOutputs):
         tensors = {}
         for name, values in read.items():
             shape, dtype = self._columns[name]
-            scale = torch.from_numpy(self._scales[name][rows]) if self._scales else None
             stored = torch.from_numpy(values).view(self._parts[0].dtype)
-            tensors[name] = decoded(stored, scale).to(dtype).reshape(-1, *shape)
+            if self._scales or stored.dtype != dtype:
+                scale = torch.from_numpy(self._scales[name][rows]) if self._scales else None
+                stored = decoded(stored, scale).to(dtype)
+            tensors[name] = stored.reshape(-1, *shape)
         return tensors
 
 
