@@ -35,7 +35,12 @@ from tqdm import tqdm
 from sdkd_plugin import Bands, GridTransform, frequency_aligned_loss
 from sdkd_plugin.models import UNet
 
-SHAPES: list[tuple[int, ...]] = [(64, 10, 32, 32), (32, 10, 64, 64), (16, 10, 128, 128), (8, 3, 256, 256)]
+SHAPES: list[tuple[int, ...]] = [
+    (64, 10, 32, 32),
+    (32, 10, 64, 64),
+    (16, 10, 128, 128),
+    (8, 3, 256, 256),
+]
 SHAPES += [(4, 3, 512, 512), (1, 3, 1024, 1024), (2, 3, 64, 64, 64)]
 CUTOFF, WEIGHTS = 0.25, (0.5, 1.0)
 BLOCK = 5

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin.cache import precompute
 from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import append_rows, environment, milliseconds_a_forecast, parameter_count
@@ -26,7 +27,7 @@ from sdkd_plugin.study.arms import Arm, fingerprint, standard_arms
 from sdkd_plugin.study.result import Result, weights_path
 from sdkd_plugin.study.task import CHUNK, Task
 from sdkd_plugin.study.training import Job, Make, Recipe, Trained, Trainer, made
-from sdkd_plugin.teachers import accepted_inputs, precompute
+from sdkd_plugin.teachers import accepted_inputs
 
 KEY = ["protocol", "model", "seed"]
 """Columns that tell rows apart."""
