@@ -207,18 +207,12 @@ class DistillationLoss(nn.Module):
                 )
         if stored.views and self.needs_labels:
             raise ValueError(
-                "the stored outputs have augmented views, which have no labels, but a "
-                "`teacher_bound`, the aggregation 'camkd' or the weighting 'confidence' needs "
-                "them: precompute without views."
+                "the stored outputs have augmented views, without labels, but `teacher_bound`, "
+                "'camkd' and 'confidence' need labels: precompute without views."
             )
 
     def fit_latents(
-        self,
-        student: nn.Module,
-        x: Tensor,
-        *,
-        index: Int[Tensor, " batch"] | None = None,
-        **inputs: Any,
+        self, student: nn.Module, x: Tensor, *, index: Tensor | None = None, **inputs: Any
     ) -> "DistillationLoss":
         """Make the projectors of the latent pairs, for a student and an example of its inputs.
 
@@ -240,9 +234,9 @@ class DistillationLoss(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
-        self.latent_losses = LatentLosses(
-            self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
-        )
+        theirs = [output.latents for output in outputs]
+        domain = self.transform, self.bands
+        self.latent_losses = LatentLosses(self.latents, latents, theirs, *domain)
         return self
 
     @property
