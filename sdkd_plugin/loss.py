@@ -234,9 +234,8 @@ class DistillationLoss(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
-        theirs = [output.latents for output in outputs]
-        domain = self.transform, self.bands
-        self.latent_losses = LatentLosses(self.latents, latents, theirs, *domain)
+        shapes = latents, [output.latents for output in outputs]
+        self.latent_losses = LatentLosses(self.latents, *shapes, self.transform, self.bands)
         return self
 
     @property
