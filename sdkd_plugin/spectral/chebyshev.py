@@ -28,7 +28,7 @@ from jaxtyping import Float
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive, check_shape
+from sdkd_plugin._checks import check_positive
 from sdkd_plugin.spectral.bands import Bands
 from sdkd_plugin.spectral.laplacian import Laplacian
 from sdkd_plugin.spectral.quadratic import AbstractQuadraticTransform
@@ -54,6 +54,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
 
     domain_axes = (-2,)
     channel_axis = -1
+    domain_shape: tuple[int, ...] = ()
     needs_field = True
     _rows: Tensor
     _columns: Tensor
@@ -67,7 +68,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         check_positive("tolerance", tolerance)
         super().__init__()
         n = laplacian.matrix.shape[0]
-        self.n_nodes, self.tolerance = n, tolerance
+        self.domain_shape, self.tolerance = (n,), tolerance
         # Neighbours side by side: the products then read memory in order.
         order = reverse_cuthill_mckee(laplacian.matrix, symmetric_mode=True)
         top = (1 + MARGIN) * (laplacian.highest() or 1.0)
@@ -91,16 +92,6 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         }.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """The number of nodes."""
-        return (self.n_nodes,)
-
-    def resized(self, domain_shape: tuple[int, ...]) -> "ChebyshevGraph":
-        """The same transform: a graph has one size."""
-        check_shape("domain_shape", domain_shape, self.domain_shape, "the graph's nodes")
-        return self
-
     def _tables(self, bands: Bands, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of all bands but the highest: the weight of the mean, and the polynomial's coefficients.
 
@@ -115,8 +106,8 @@ class ChebyshevGraph(AbstractQuadraticTransform):
 
     def images(self, x: Tensor, tables: Tensor) -> Tensor:
         """``p_i(L) x`` along a new last axis."""
-        fields = x.mT.reshape(-1, self.n_nodes)
-        size = len(fields) if x.is_cuda else max(16, CACHED // self.n_nodes)
+        fields = x.mT.reshape(-1, self.domain_shape[0])
+        size = len(fields) if x.is_cuda else max(16, CACHED // self.domain_shape[0])
         out = fields.new_empty(len(tables), *fields.shape)
         matrix = self._matrix(x.dtype)
         for start in range(0, len(fields), size):
@@ -127,7 +118,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         return out.unflatten(1, x.mT.shape[:-1]).movedim(0, -1).transpose(-2, -3)
 
     def _recursion(self, x: Tensor, matrix: Tensor, tables: Tensor) -> list[Tensor]:
-        n = self.n_nodes
+        n = self.domain_shape[0]
         means = x.new_zeros(len(self._members), x.shape[1]).index_add_(0, self._component, x)
         means = self._of_nodes(means.div_(self._members[:, None].to(x)))
         before = x.new_zeros(self.size, x.shape[1], dtype=matrix.dtype)
@@ -162,16 +153,13 @@ class ChebyshevGraph(AbstractQuadraticTransform):
             )
 
     def _bilinear(
-        self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
+        self, x: Tensor, a: Tensor, y: Tensor, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
-        assert x is not None  # noqa: S101
-        assert y is not None  # noqa: S101
         x, low = x.flatten(1), [image.flatten(1) for image in b.unbind(-1)]
         rest = sum((-image for image in low[1:]), y.flatten(1) - low[0])
         return torch.stack([torch.einsum("bk,bk->b", x, image) for image in (*low, rest)], 1)
 
-    def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
-        assert x is not None  # noqa: S101
+    def _combine(self, x: Tensor, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
         each = weights.reshape(-1, *[1] * (x.ndim - 1), weights.shape[1])
         top = each[..., -1]
         total = top * x
@@ -206,10 +194,6 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         with torch.autocast(x.device.type, enabled=False):
             image = _Images.apply(batched, table, self)[..., 0]
         return image.reshape(x.shape).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        """Nodes and tolerance, for ``print``."""
-        return f"nodes={self.n_nodes}, tolerance={self.tolerance}"
 
 
 class _Images(torch.autograd.Function):
@@ -247,10 +231,9 @@ def _bordered(doubled: scipy.sparse.csr_array, component: np.ndarray) -> scipy.s
     ``(M s - M C b - s') - C (K^T M s - K^T M C b - b')``: the recursion of (s, b) under
     ``[[M, -M C], [K^T M, -K^T M C]]``.
     """
-    nodes = np.arange(len(component))
+    nodes, weight = np.arange(len(component)), 1 / np.bincount(component)
     indicator = scipy.sparse.csr_array((np.ones(len(nodes)), (nodes, component)))
-    shares = 1 / np.bincount(component)[component]
-    means = scipy.sparse.csr_array((shares, (component, nodes)))
+    means = scipy.sparse.csr_array((weight[component], (component, nodes)))
     right = -doubled @ indicator
     return scipy.sparse.block_array(
         [[doubled, right], [means @ doubled, means @ right]], format="csr"
