@@ -90,14 +90,14 @@ def measure(n: int, kind: str, device: torch.device) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     true = torch.empty(0)
     for method in ("exact", "low-rank", "chebyshev"):
-        if method == "exact" and n > 8600 or method == "low-rank" and not 2000 <= n <= 8600:
+        if (method == "exact" and n > 8600) or (method == "low-rank" and not 2000 <= n <= 8600):
             continue
         start = time.perf_counter()
         if method == "exact" and n == 8600:
             basis = scipy.fft.idct(np.eye(n, dtype=np.float32), axis=0, norm="ortho")
             transform = GraphTransform(torch.from_numpy(basis), torch.arange(n) / n)
         else:
-            transform = GraphTransform.from_edges(edges, weight, n, method=method)  # type: ignore[arg-type]
+            transform = GraphTransform.from_edges(edges, weight, n, method=method)
         row: dict[str, Any] = {"nodes": n, "edges": edges.shape[1], "kind": kind, "method": method}
         row |= {"batch": batch, "prepare_s": round(time.perf_counter() - start, 2)}
         transform = transform.to(device)

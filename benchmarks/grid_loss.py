@@ -23,6 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,9 @@ def measure(shape: tuple[int, ...], boundary: Any, device: torch.device, blocks:
         return torch.fft.irfftn(torch.fft.rfftn(teacher, dim=axes), s=shape[2:], dim=axes)
 
     calls: dict[str, Callable[[], Any]] = {"plain": plain, "copy": lambda: target.copy_(teacher)}
-    for name, loss in {"loss": ours, "mse": F.mse_loss, **others}.items():
-        calls[name] = lambda loss=loss: run(loss, student, teacher)
+    losses: dict[str, Any] = {"loss": ours, "mse": F.mse_loss, **others}
+    for name, loss in losses.items():
+        calls[name] = partial(run, loss, student, teacher)
     if cuda and shape[2:] == (256, 256):
         unet = UNet(in_channels=shape[1], out_channels=shape[1]).to(device)
         calls["step"] = lambda: F.mse_loss(unet(teacher), teacher).backward()
