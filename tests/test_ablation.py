@@ -37,7 +37,7 @@ def ablation(monkeypatch, tmp_path):
     layer = {"resolution": (16, 16), "solver_resolution": (16, 16), "rayleigh": 1e4}
     tasks = {
         "rayleigh_benard": partial(
-            module.rayleigh_benard_task, sizes=(8, 2, 3, 0), spin_up=0.0, **layer
+            module.rayleigh_benard_task, sizes=(8, 2, 3), spin_up=0.0, **layer
         ),
         "traffic": lambda folder: module.traffic_task(
             simulate_traffic(n_sensors=8, days=1, seed=1, progress=False)

@@ -6,7 +6,7 @@ import pickle
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,14 +22,14 @@ from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
 from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import append_rows, environment, milliseconds_a_forecast, parameter_count
-from sdkd_plugin.study.arms import Arm, fingerprint, standard_arms
 from sdkd_plugin.study.result import Result, weights_path
-from sdkd_plugin.study.task import CHUNK, Task
+from sdkd_plugin.study.task import CHUNK, Arm, Task, fingerprint, standard_arms
 from sdkd_plugin.study.training import Job, Make, Recipe, Trained, Trainer, made
-from sdkd_plugin.teachers import accepted_inputs, precompute
+from sdkd_plugin.teachers import TeacherOutput, accepted_inputs, precompute
 
 KEY = ["protocol", "model", "seed"]
 """Columns that tell rows apart."""
+MEAN = "mean of the teachers"
 
 
 def study(
@@ -53,9 +53,8 @@ def study(
 
     All arms take the same optimisation steps (AdamW, cosine) and have the same number of
     validations; the weights with the least validation error are scored. A seed sets the student's
-    first weights, the order of the batches and, if labels are drawn, which samples have them; data
-    and teachers are the same for all seeds. The teachers forecast the training inputs once. On a
-    CPU the rows do not depend on ``jobs``.
+    first weights, the order of the batches and, if labels are drawn, which samples have them. The
+    teachers forecast the training inputs once. On a CPU the rows do not depend on ``jobs``.
 
     Args:
         task: the problem.
@@ -93,80 +92,57 @@ def study(
         ['teacher', 'student alone', 'plain-MSE distillation', 'SDKD']
     """
     check_positive("lr", lr)
-    numbers = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
-    for name, value in numbers.items():
+    counts = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
+    for name, value in counts.items():
         check_positive_int(name, value)
     check_positive_int("steps", steps, validations)
-    given, makers, device = _named(teacher), [], torch.device(device)
-    arms = arms or standard_arms(task.bands.n_bands)
+    given, device = _named(teacher), torch.device(device)
+    arms = tuple(arms or standard_arms(task.bands.n_bands))
     for arm in arms:
-        if (make := arm.model or student) is None:
+        if arm.model is None and student is None:
             raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
-        makers.append(make)
         if not arm.alone and len(given) < (arm.teachers or 1):
             raise ValueError(
                 f"`teacher` has {len(given)} teachers, expected {arm.teachers or 'at least 1'} for "
                 f"{arm.name!r}: give them, or the arm kd_weight=0."
             )
+    makers = [make for arm in arms if (make := arm.model or student)]
     place = Path(folder or tempfile.mkdtemp())
     if folder is None:
         weakref.finalize(task, shutil.rmtree, place, ignore_errors=True)
+    recipe = Recipe(steps, lr, batch_size, weight_decay, clip, validations)
     shared = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in task.shared.items()}
-    pairs = (
-        replace(pair, teacher_index=i)
-        for arm in arms
-        for pair in arm.options.get("latents", ())
-        for i in range(arm.teachers or len(given))
-        if pair.teacher_index in (None, i)
-    )
     with _one_thread():
-        loss = None
-        if given:  # frozen, with every tap that an arm distils
-            taps = list({pair.name: pair for pair in pairs}.values())
-            loss = DistillationLoss(list(given.values()), task.transform, latents=taps).to(device)
-        work = Trainer(
-            replace(task, shared=shared),
-            arms,
-            makers,
-            () if loss is None else loss.teachers,
-            Recipe(steps, lr, batch_size, weight_decay, clip, validations),
-            device,
-        )
-        teachers = dict(zip(given, work.teachers, strict=True))
+        loss = _frozen(task, given, arms).to(device) if given else None
+        teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
+        task_there = replace(task, shared=shared)
+        work = Trainer(task_there, arms, makers, list(teachers.values()), recipe, device)
         fixed, protocols = _fixed_rows(work, teachers), _protocols(work)
         done = set(_read(place).index)
         if new := [row for row in fixed if tuple(row[k] for k in KEY) not in done]:
             append_rows(place / "rows.csv", new)
+        keys = {(i, s): (protocols[i], a.name, s) for i, a in enumerate(arms) for s in range(seeds)}
         missing = [
             (i, seed)
-            for seed in range(seeds)
-            for i, arm in enumerate(arms)
-            if (protocols[i], arm.name, seed) not in done
-            or not weights_path(place, protocols[i], seed).exists()
+            for (i, seed), key in sorted(keys.items(), key=lambda item: item[0][::-1])
+            if key not in done or not weights_path(place, protocols[i], seed).exists()
         ]
         if missing:
-            costs = [_cost(work, made(make)) for make in work.makers]
-            taught = {i for i, _ in missing if not (arms[i].alone or arms[i].augmentation)}
-            if loss is not None and taught:
-                pool = work.task.pool
-                parts = (pool.select(slice(i, i + CHUNK)) for i in range(0, len(pool), CHUNK))
-                batches = ({"x": part.x, **work.task.inputs(part)} for part in parts)
-                work = replace(work, outputs=precompute(loss, batches))
-                for name, output in zip(given, work.outputs, strict=True):
-                    check_finite(f"forecast of {name}", output.forecast)
+            costs = [_cost(work, made(make)) for make in makers]
+            if loss is not None and any(not arms[i].alone for i, _ in missing):
+                work = replace(work, outputs=_outputs(work, loss, given))
             bar = tqdm(total=len(missing), desc=task.name, unit="model", disable=None)
-            with bar, _mapped(work, jobs) as mapped:
-                for (i, seed), columns, weights in mapped(missing):
+            with bar:
+                for (i, seed), columns, weights in _trained(work, jobs, missing):
                     row = _names(work, protocols[i], arms[i].setting, arms[i].name, seed)
                     with atomic_path(weights_path(place, protocols[i], seed)) as path:
                         path.write_bytes(weights)
                     append_rows(place / "rows.csv", [row | columns | costs[i]])
                     bar.update()
-    order = [tuple(row[k] for k in KEY) for row in fixed]
-    order += [(protocols[i], arm.name, seed) for i, arm in enumerate(arms) for seed in range(seeds)]
+    order = [tuple(row[k] for k in KEY) for row in fixed] + list(keys.values())
     rows = _read(place).loc[order].reset_index()
     of_protocol = dict(zip(protocols, makers, strict=True))
-    return Result(task, rows, tuple(arms), of_protocol, teachers, work.recipe, place)
+    return Result(task, rows, arms, of_protocol, teachers, recipe, place)
 
 
 def _named(
@@ -178,13 +154,38 @@ def _named(
     return {f"teacher {i}" if len(several) > 1 else "teacher": m for i, m in enumerate(several, 1)}
 
 
+def _frozen(task: Task, given: Mapping[str, nn.Module], arms: Iterable[Arm]) -> DistillationLoss:
+    """Frozen copies of the teachers, with every tap that an arm distils."""
+    pairs = {
+        (i, pair.teacher): replace(pair, teacher_index=i)
+        for arm in arms
+        for pair in arm.options.get("latents", ())
+        for i in range(arm.teachers or len(given))
+        if pair.teacher_index in (None, i)
+    }
+    return DistillationLoss(list(given.values()), task.transform, latents=list(pairs.values()))
+
+
+def _outputs(
+    work: Trainer, loss: DistillationLoss, names: Iterable[str]
+) -> tuple[TeacherOutput, ...]:
+    train = work.task.train
+    parts = (train.select(slice(i, i + CHUNK)) for i in range(0, len(train), CHUNK))
+    outputs = precompute(loss, ({"x": part.x, **work.task.inputs(part)} for part in parts))
+    for name, output in zip(names, outputs, strict=True):
+        check_finite(f"forecast of {name}", output.forecast)
+    return outputs
+
+
 def _protocols(work: Trainer) -> list[str]:
     """For each arm, a hash of all that its scores depend on but the seed."""
     common = [work.task.identity, work.recipe, work.device]
     teachers = [fingerprint(each) for each in work.teachers]
     return [
-        fingerprint([common, arm, made(make), [] if arm.alone else teachers[: arm.teachers]])
-        for arm, make in zip(work.arms, work.makers, strict=True)
+        fingerprint(
+            [*common, a.labels, a.options, made(make), [] if a.alone else teachers[: a.teachers]]
+        )
+        for a, make in zip(work.arms, work.makers, strict=True)
     ]
 
 
@@ -197,20 +198,18 @@ def _names(work: Trainer, protocol: str, setting: str, model: str, seed: int) ->
 def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     """The rows of what is not trained here: baselines, teachers, and the teachers' mean."""
     task = work.task
-    forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()}
     taught = {name: task.forecast(t, task.test, work.device) for name, t in teachers.items()}
     costs = {name: _cost(work, teacher) for name, teacher in teachers.items()}
     if len(taught) > 1:
-        taught["mean of the teachers"] = torch.stack(list(taught.values())).mean(0)
-        costs["mean of the teachers"] = {
-            name: sum(cost[name] for cost in costs.values()) for name in costs[next(iter(costs))]
-        }
+        taught[MEAN] = torch.stack(list(taught.values())).mean(0)
+        costs[MEAN] = dict(pd.DataFrame(costs.values()).sum().astype(float))
+    forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()} | taught
     return [
         _names(work, fingerprint([task.identity, forecast]), "-", name, 0)
         | task.scores(forecast)
         | environment(work.device)
         | costs.get(name, {})
-        for name, forecast in {**forecasts, **taught}.items()
+        for name, forecast in forecasts.items()
     ]
 
 
@@ -243,25 +242,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-_work: Trainer
-"""Of this process, if it is one of several."""
-
-
-def _start(pickled: bytes) -> None:
-    global _work
-    torch.set_num_threads(1)
-    _work = pickle.loads(pickled)  # noqa: S301 - the parent process made it
-
-
-def _run(job: Job) -> Trained:
-    return _work(job)
-
-
-@contextmanager
-def _mapped(work: Trainer, jobs: int) -> Iterator[Callable[[Iterable[Job]], Iterator[Trained]]]:
-    """A map over jobs, in whatever order they are done: processes, or this one."""
+def _trained(work: Trainer, jobs: int, todo: Iterable[Job]) -> Iterator[Trained]:
+    """Train, in whatever order jobs end, here or in several processes."""
     if jobs == 1:
-        yield lambda todo: map(work, todo)
+        yield from map(work, todo)
         return
     try:
         # As bytes: tensors between processes go through shared memory, which containers limit.
@@ -273,10 +257,14 @@ def _mapped(work: Trainer, jobs: int) -> Iterator[Callable[[Iterable[Job]], Iter
         ) from error
     # Forked processes would inherit torch's threads and a CUDA context, which neither survives.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _start, (pickled,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
         try:
-            yield lambda todo: (
-                done.result() for done in as_completed([pool.submit(_run, job) for job in todo])
-            )
+            for done in as_completed([pool.submit(_run, pickled, job) for job in todo]):
+                yield done.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _run(pickled: bytes, job: Job) -> Trained:
+    work: Trainer = pickle.loads(pickled)  # noqa: S301 - the parent process made it
+    return work(job)

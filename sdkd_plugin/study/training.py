@@ -14,15 +14,12 @@ from torch import Tensor, nn
 from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.report import environment
-from sdkd_plugin.study.arms import Arm
-from sdkd_plugin.study.task import Task
+from sdkd_plugin.study.task import Arm, Task
 from sdkd_plugin.teachers import TeacherOutput, accepted_inputs
 
 Make = Callable[[], nn.Module]
-Job = tuple[int, int]
-"""The position of an arm, and a seed."""
-Trained = tuple[Job, dict[str, Any], bytes]
-"""A job, columns of its row, and the weights."""
+Job = tuple[int, int]  # the position of an arm, and a seed
+Trained = tuple[Job, dict[str, Any], bytes]  # a job, columns of its row, and the weights
 
 
 class Recipe(NamedTuple):
@@ -56,11 +53,7 @@ class Trainer:
     outputs: Sequence[TeacherOutput] = ()
 
     def __call__(self, job: Job) -> Trained:
-        """Train and score one model.
-
-        Raises:
-            RuntimeError: if no validation error is finite.
-        """
+        """Train and score one model; a RuntimeError if no validation error is finite."""
         task, arm, seed, start = self.task, self.arms[job[0]], job[1], time.perf_counter()
         with torch.random.fork_rng():
             model = made(self.makers[job[0]], seed).to(self.device)
@@ -79,47 +72,44 @@ class Trainer:
 
     def _fit(self, model: nn.Module, arm: Arm, seed: int) -> dict[str, float]:
         """Train a model and leave it with its best weights."""
-        recipe, truth = self.recipe, self.task.validation
-        labelled = self.task.labelled(arm.labels, seed)
-        distiller = None if arm.alone else self._distiller(model, arm)
-        rows = torch.arange(len(self.task.pool if arm.unlabelled else self.task.train))
-        if distiller is None:
-            rows = labelled.nonzero()[:, 0]
-        trained = model if distiller is None else distiller
+        recipe, task, truth = self.recipe, self.task, self.task.validation
+        labelled = task.labelled(arm.labels, seed)
+        rows = labelled.nonzero()[:, 0] if arm.alone else torch.arange(len(task.train))
+        trained = model if arm.alone else self._distiller(model, arm)
         parameters = list(trained.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
         order = _batches(rows, recipe.batch_size, seed)
-        complete = self.task.pool.mask is None and bool(labelled[rows].all())
-        least, best, taken, candidates = math.inf, {}, 0, 0
-        for validation in range(1, recipe.validations + 1):
-            while taken < validation * recipe.steps // recipe.validations:
-                index = next(order)
-                trained.train()
-                optimizer.zero_grad()
-                self._loss(trained, arm, index, None if complete else labelled[index]).backward()
-                if recipe.clip is not None:
-                    nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                optimizer.step()
-                scheduler.step()
-                taken += 1
-            forecast = self.task.forecast(model, truth, self.device)
-            error = float(masked_error(forecast, truth.y, truth.mask, self.task.task_loss))
-            candidates += 1
-            if error < least:
-                least, best = error, copy.deepcopy(model.state_dict())
-        model.load_state_dict(best or model.state_dict())
+        complete = task.train.mask is None and bool(labelled[rows].all())
+        marks = {i * recipe.steps // recipe.validations for i in range(1, recipe.validations + 1)}
+        least, best, taken, candidates = math.inf, model.state_dict(), 0, 0
+        while taken < recipe.steps:
+            index = next(order)
+            trained.train()
+            optimizer.zero_grad()
+            self._loss(trained, arm, index, None if complete else labelled[index]).backward()
+            if recipe.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            optimizer.step()
+            scheduler.step()
+            taken += 1
+            if taken in marks:
+                candidates += 1
+                forecast = task.forecast(model, truth, self.device)
+                error = float(masked_error(forecast, truth.y, truth.mask, task.task_loss))
+                if error < least:
+                    least, best = error, copy.deepcopy(model.state_dict())
+        model.load_state_dict(best)
         return {"validation": least, "steps": taken, "candidates": candidates}
 
     def _distiller(self, model: nn.Module, arm: Arm) -> SDKDDistiller:
-        task, first = self.task, self.task.pool.select(slice(1), self.device)
+        task, first = self.task, self.task.train.select(slice(1), self.device)
         return SDKDDistiller(
             self.teachers[: arm.teachers],
             model,
             task.transform,
             task.bands,
             task_loss=task.task_loss,
-            augmentation=arm.augmentation,
             example={"x": first.x, **task.inputs(first)},
             # The task has checked the data; a divergence shows in the validation error.
             **{"check_finite": False, **arm.options},
@@ -127,7 +117,7 @@ class Trainer:
 
     def _loss(self, model: nn.Module, arm: Arm, index: Tensor, labelled: Tensor | None) -> Tensor:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
-        batch = self.task.pool.select(index, self.device)
+        batch = self.task.train.select(index, self.device)
         inputs, mask = self.task.inputs(batch), None
         if labelled is not None:
             mask = labelled.to(self.device).reshape(-1, *[1] * (batch.y.ndim - 1))
@@ -135,10 +125,9 @@ class Trainer:
         if not isinstance(model, SDKDDistiller):
             forecast = model(batch.x, **accepted_inputs(model, inputs))
             return masked_error(forecast, batch.y, mask, self.task.task_loss)
-        outputs = None
-        if arm.augmentation is None:
-            outputs = [o.select(index).to(self.device) for o in self.outputs[: arm.teachers]]
-        return model.step(batch.x, batch.y, mask, outputs=outputs, **inputs).total
+        outputs = [o.select(index).to(self.device) for o in self.outputs[: arm.teachers]]
+        known = None if arm.options.get("augmentation") else outputs
+        return model.step(batch.x, batch.y, mask, outputs=known, **inputs).total
 
 
 def _batches(indices: Tensor, size: int, seed: int) -> Iterator[Tensor]:
