@@ -124,22 +124,19 @@ def test_a_stopped_study_goes_on(task, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(Task, "labelled", counted)
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert pd.read_csv(tmp_path / "rows.csv").model.tolist()[2:] == [
-        "student alone",
-        "plain-MSE distillation",
-    ]
+    assert len(list(tmp_path.iterdir())) == 2  # the student alone and plain-MSE distillation
     trained[:] = [None]
     resumed = run()
     assert trained == [None, 0]  # only the last arm
     pd.testing.assert_series_equal(resumed.rows.mse, whole.rows.mse)
-    # Other options, weights or data are another protocol: their rows stay, unused.
+    # Other options, weights or data are another protocol: theirs stay, unused.
     torch.manual_seed(10)
     trained[:] = []
     monkeypatch.setattr(Task, "labelled", real)
     other = run(teacher=make_net())
     assert other.rows.mse[2] == whole.rows.mse[2]  # the student alone has no teacher
     assert other.rows.mse[3] != whole.rows.mse[3]
-    assert len(pd.read_csv(tmp_path / "rows.csv")) == 5 + 3
+    assert len(list(tmp_path.iterdir())) == 3 + 2
     assert set(run(lr=1e-2).rows.protocol[2:]).isdisjoint(whole.rows.protocol)
 
 

@@ -1,5 +1,6 @@
 """The comparison itself: which trainings are missing, and where they run."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -15,20 +16,18 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
-from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.loss import DistillationLoss
-from sdkd_plugin.report import append_rows, environment, milliseconds_a_forecast, parameter_count
-from sdkd_plugin.study.result import Result, weights_path
+from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
+from sdkd_plugin.study.result import Result
 from sdkd_plugin.study.task import CHUNK, Arm, Task, fingerprint, standard_arms
-from sdkd_plugin.study.training import Job, Make, Recipe, Trained, Trainer, made
+from sdkd_plugin.study.training import Job, Make, Recipe, Trainer, kept_path, made
 from sdkd_plugin.teachers import TeacherOutput, accepted_inputs, precompute
 
-KEY = ["protocol", "model", "seed"]
-"""Columns that tell rows apart."""
 MEAN = "mean of the teachers"
 
 
@@ -69,8 +68,8 @@ def study(
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         validations: how often the validation error is computed.
-        folder: keeps ``rows.csv`` and the weights as they come, so that a stopped study goes on
-            where it was. Rows of other data, models or options stay there and are not used.
+        folder: keeps weights and scores as they come, so that a stopped study goes on where it was.
+            Those of other data, models or options stay there and are not used.
         jobs: processes, with one CPU thread each; several need a ``student`` that can be pickled,
             such as a `functools.partial` of a class.
         device: where models are trained.
@@ -115,34 +114,32 @@ def study(
     with _one_thread():
         loss = _frozen(task, given, arms).to(device) if given else None
         teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
-        task_there = replace(task, shared=shared)
-        work = Trainer(task_there, arms, makers, list(teachers.values()), recipe, device)
-        fixed, protocols = _fixed_rows(work, teachers), _protocols(work)
-        done = set(_read(place).index)
-        if new := [row for row in fixed if tuple(row[k] for k in KEY) not in done]:
-            append_rows(place / "rows.csv", new)
-        keys = {(i, s): (protocols[i], a.name, s) for i, a in enumerate(arms) for s in range(seeds)}
-        missing = [
-            (i, seed)
-            for (i, seed), key in sorted(keys.items(), key=lambda item: item[0][::-1])
-            if key not in done or not weights_path(place, protocols[i], seed).exists()
-        ]
-        if missing:
-            costs = [_cost(work, made(make)) for make in makers]
-            if loss is not None and any(not arms[i].alone for i, _ in missing):
-                work = replace(work, outputs=_outputs(work, loss, given))
-            bar = tqdm(total=len(missing), desc=task.name, unit="model", disable=None)
-            with bar:
-                for (i, seed), columns, weights in _trained(work, jobs, missing):
-                    row = _names(work, protocols[i], arms[i].setting, arms[i].name, seed)
-                    with atomic_path(weights_path(place, protocols[i], seed)) as path:
-                        path.write_bytes(weights)
-                    append_rows(place / "rows.csv", [row | columns | costs[i]])
-                    bar.update()
-    order = [tuple(row[k] for k in KEY) for row in fixed] + list(keys.values())
-    rows = _read(place).loc[order].reset_index()
+        protocols = _protocols([task.identity, recipe, device], arms, makers, teachers.values())
+        paths = {
+            (i, seed): kept_path(place, protocol, seed)
+            for seed in range(seeds)
+            for i, protocol in enumerate(protocols)
+        }
+        there, frozen = replace(task, shared=shared), tuple(teachers.values())
+        work = Trainer(there, arms, makers, frozen, recipe, device, paths)
+        missing = [job for job, path in paths.items() if not path.exists()]
+        if loss is not None and any(not arms[i].alone for i, _ in missing):
+            work = replace(work, outputs=_outputs(there, loss, given))
+        trained = _trained(work, jobs, missing)
+        for _ in tqdm(trained, task.name, len(missing), unit="model", disable=None):
+            pass
+        rows = _fixed_rows(work, teachers)
+        for i, (arm, make) in enumerate(zip(arms, makers, strict=True)):
+            row: dict[str, Any] = {
+                "setting": arm.setting,
+                "model": arm.name,
+                "protocol": protocols[i],
+            }
+            row |= _cost(work, made(make))
+            rows += [{**row, "seed": seed, **_scores(paths[i, seed])} for seed in range(seeds)]
+    table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
     of_protocol = dict(zip(protocols, makers, strict=True))
-    return Result(task, rows, arms, of_protocol, teachers, recipe, place)
+    return Result(task, table, arms, of_protocol, teachers, recipe, place)
 
 
 def _named(
@@ -166,50 +163,46 @@ def _frozen(task: Task, given: Mapping[str, nn.Module], arms: Iterable[Arm]) -> 
     return DistillationLoss(list(given.values()), task.transform, latents=list(pairs.values()))
 
 
-def _outputs(
-    work: Trainer, loss: DistillationLoss, names: Iterable[str]
-) -> tuple[TeacherOutput, ...]:
-    train = work.task.train
-    parts = (train.select(slice(i, i + CHUNK)) for i in range(0, len(train), CHUNK))
-    outputs = precompute(loss, ({"x": part.x, **work.task.inputs(part)} for part in parts))
+def _outputs(task: Task, loss: DistillationLoss, names: Iterable[str]) -> tuple[TeacherOutput, ...]:
+    parts = (task.train.select(slice(i, i + CHUNK)) for i in range(0, len(task.train), CHUNK))
+    outputs = precompute(loss, ({"x": part.x, **task.inputs(part)} for part in parts))
     for name, output in zip(names, outputs, strict=True):
         check_finite(f"forecast of {name}", output.forecast)
     return outputs
 
 
-def _protocols(work: Trainer) -> list[str]:
+def _protocols(
+    common: list[Any], arms: Iterable[Arm], makers: Iterable[Make], teachers: Iterable[nn.Module]
+) -> list[str]:
     """For each arm, a hash of all that its scores depend on but the seed."""
-    common = [work.task.identity, work.recipe, work.device]
-    teachers = [fingerprint(each) for each in work.teachers]
+    known = [fingerprint(teacher) for teacher in teachers]
     return [
         fingerprint(
-            [*common, a.labels, a.options, made(make), [] if a.alone else teachers[: a.teachers]]
+            [
+                *common,
+                arm.labels,
+                arm.options,
+                made(make),
+                *known[: 0 if arm.alone else arm.teachers],
+            ]
         )
-        for a, make in zip(work.arms, work.makers, strict=True)
+        for arm, make in zip(arms, makers, strict=True)
     ]
-
-
-def _names(work: Trainer, protocol: str, setting: str, model: str, seed: int) -> dict[str, Any]:
-    """The columns that a row begins with."""
-    names = {"task": work.task.name, "source": work.task.source, "protocol": protocol}
-    return {**names, "setting": setting, "model": model, "seed": seed}
 
 
 def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     """The rows of what is not trained here: baselines, teachers, and the teachers' mean."""
     task = work.task
+    forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()}
     taught = {name: task.forecast(t, task.test, work.device) for name, t in teachers.items()}
     costs = {name: _cost(work, teacher) for name, teacher in teachers.items()}
     if len(taught) > 1:
-        taught[MEAN] = torch.stack(list(taught.values())).mean(0)
         costs[MEAN] = dict(pd.DataFrame(costs.values()).sum().astype(float))
-    forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()} | taught
+        taught[MEAN] = torch.stack(list(taught.values())).mean(0)
+    measured = {"setting": "-", "seed": 0, **environment(work.device)}
     return [
-        _names(work, fingerprint([task.identity, forecast]), "-", name, 0)
-        | task.scores(forecast)
-        | environment(work.device)
-        | costs.get(name, {})
-        for name, forecast in forecasts.items()
+        {**measured, "model": name, **costs.get(name, {}), **task.scores(forecast)}
+        for name, forecast in {**forecasts, **taught}.items()
     ]
 
 
@@ -222,13 +215,9 @@ def _cost(work: Trainer, model: nn.Module) -> dict[str, float]:
     return {"parameters": float(parameter_count(model)), "milliseconds": time}
 
 
-def _read(folder: Path) -> pd.DataFrame:
-    """The newest row of each protocol, model and seed."""
-    if not (file := folder / "rows.csv").exists():
-        return pd.DataFrame(columns=KEY).set_index(KEY)
-    # A protocol such as 12345678e123 would be read as a number.
-    rows = pd.read_csv(file, dtype={"protocol": str})
-    return rows.drop_duplicates(KEY, keep="last").set_index(KEY)
+def _scores(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as kept:
+        return dict(json.loads(kept.metadata()["row"]))
 
 
 @contextmanager
@@ -242,7 +231,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _trained(work: Trainer, jobs: int, todo: Iterable[Job]) -> Iterator[Trained]:
+def _trained(work: Trainer, jobs: int, todo: Sequence[Job]) -> Iterator[None]:
     """Train, in whatever order jobs end, here or in several processes."""
     if jobs == 1:
         yield from map(work, todo)
@@ -265,6 +254,5 @@ def _trained(work: Trainer, jobs: int, todo: Iterable[Job]) -> Iterator[Trained]
             pool.shutdown(cancel_futures=True)
 
 
-def _run(pickled: bytes, job: Job) -> Trained:
-    work: Trainer = pickle.loads(pickled)  # noqa: S301 - the parent process made it
-    return work(job)
+def _run(pickled: bytes, job: Job) -> None:
+    pickle.loads(pickled)(job)  # noqa: S301 - the parent process made it

@@ -16,14 +16,9 @@ from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.report.figures import band_bars, error_spectra, fields
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.study.task import Arm, Task
-from sdkd_plugin.study.training import Make, Recipe, made
+from sdkd_plugin.study.training import Make, Recipe, kept_path, made
 
 HEADINGS = {"mse": "MSE", "mae": "MAE", "relative_l2": "relative L2"}
-
-
-def weights_path(folder: Path, protocol: str, seed: int) -> Path:
-    """Where a study keeps a model's weights."""
-    return folder / "weights" / f"{protocol}-{seed}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +54,8 @@ class Result:
 
         Args:
             of: name of an arm.
-            against: name of the arm that it is compared with, seed by seed.
+            against: name of the arm that it is compared with, seed by seed; ValueError if absent.
             setting: as in the rows; by default that of the first arm.
-
-        Raises:
-            ValueError: if one of them is not there.
         """
         rows = self.rows[self.rows.setting == (setting or self.arms[0].setting)]
         groups = {"of": {"model": of}, "against": {"model": against}}
@@ -111,8 +103,7 @@ class Result:
     def models(self, name: str, *, setting: str | None = None) -> list[nn.Module]:
         """The trained models of an arm, one a seed, in eval mode on the CPU.
 
-        Raises:
-            ValueError: if there is no such arm in the setting, by default that of the first arm.
+        A ValueError if there is no such arm in the setting, by default that of the first arm.
         """
         setting = setting or self.arms[0].setting
         if name not in self._names(setting):
@@ -121,14 +112,13 @@ class Result:
         models = []
         for protocol, seed in zip(rows.protocol, rows.seed, strict=True):
             models.append(made(self.makers[protocol]).eval())
-            models[-1].load_state_dict(load_file(weights_path(self.folder, protocol, seed)))
+            models[-1].load_state_dict(load_file(kept_path(self.folder, protocol, seed)))
         return models
 
     def figures(self) -> dict[str, Figure]:
         """Pictures of the first arm's setting: errors by band and, for seed 0, spectra and fields.
 
-        Returns:
-            ``bands``; ``spectra``, if the transform has coefficients; ``fields`` on a plane.
+        ``bands``; ``spectra``, if the transform has coefficients; ``fields`` on a plane.
         """
         task, setting = self.task, self.arms[0].setting
         means = self.rows[self.rows.setting.isin(["-", setting])].groupby("model", sort=False)

@@ -15,16 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin.data import (
-    TrafficData,
-    latitude_weighted_rmse,
-    navier_stokes,
-    rayleigh_benard,
-    read_los_loop,
-    read_taxibj,
-    read_trajectories,
-    read_weatherbench,
-)
+from sdkd_plugin import data as files
+from sdkd_plugin.data import TrafficData
 from sdkd_plugin.data.store import load_or_compute
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
 from sdkd_plugin.spectral.grid import Boundary
@@ -32,6 +24,7 @@ from sdkd_plugin.study.task import Samples, Task
 
 Fields = Float[Tensor, "_ time channels nx ny"]  # parts have different numbers of samples
 Source = str | os.PathLike[str]
+Frames = tuple[int, int]
 BANDS = Bands.split(0.25)
 PARTS = ("train", "validation", "test")
 
@@ -40,7 +33,7 @@ def navier_stokes_task(
     trajectories: Source | None = None,
     *,
     sizes: Sequence[int] = (120, 30, 50),
-    frames: tuple[int, int] = (10, 10),
+    frames: Frames = (10, 10),
     **solver: Any,
 ) -> Task:
     """Two-dimensional turbulence: frames of vorticity.
@@ -55,12 +48,10 @@ def navier_stokes_task(
         ValueError: if a file has too few trajectories or frames.
     """
     if trajectories is None:
-        options = {"downsampling": "truncate", **solver}
-        fields = navier_stokes(sum(sizes), duration=float(sum(frames)), **options)
-        source = f"computed by the pseudo-spectral solver, {_words(solver)}"
+        source, options = _computed(solver), {"downsampling": "truncate", **solver}
+        fields = files.navier_stokes(sum(sizes), duration=float(sum(frames)), **options)
     else:
-        fields = read_trajectories(trajectories)
-        source = f"read from {os.path.basename(trajectories)}"
+        source, fields = os.path.basename(trajectories), files.read_trajectories(trajectories)
     if len(fields) < sum(sizes) or fields.shape[1] < sum(frames):
         raise ValueError(
             f"{trajectories} has shape {tuple(fields.shape)}, expected (samples, time, nx, ny) "
@@ -71,7 +62,7 @@ def navier_stokes_task(
 
 
 def rayleigh_benard_task(
-    *, sizes: Sequence[int] = (120, 30, 50), frames: tuple[int, int] = (10, 10), **solver: Any
+    *, sizes: Sequence[int] = (120, 30, 50), frames: Frames = (10, 10), **solver: Any
 ) -> Task:
     """Convection between two plates: frames of temperature. Both axes have the cosine basis.
 
@@ -84,20 +75,15 @@ def rayleigh_benard_task(
     settings = {"duration": float(sum(frames)), **solver}
     fields = load_or_compute(
         "rayleigh-benard",
-        lambda: rayleigh_benard(n, device=device, **settings),
+        lambda: files.rayleigh_benard(n, device=device, **settings),
         parameters={"n_samples": n, **settings},
     )
-    source = f"computed by the spectral solver, {_words(solver)}"
-    parts = fields.split(list(sizes))
+    parts, source = fields.split(list(sizes)), _computed(solver)
     return _grid_task(parts, frames, "reflect", name="Rayleigh-Benard", source=source)
 
 
 def taxibj_task(
-    paths: Source | Sequence[Source],
-    *,
-    validation: str,
-    test: str,
-    frames: tuple[int, int] = (4, 4),
+    paths: Source | Sequence[Source], *, validation: str, test: str, frames: Frames = (4, 4)
 ) -> Task:
     """Taxi flows over Beijing, half an hour a frame; windows do not cross gaps.
 
@@ -110,7 +96,7 @@ def taxibj_task(
     Raises:
         ValueError: as `read_taxibj`, or if a part has no window.
     """
-    flows = read_taxibj(paths)
+    flows = files.read_taxibj(paths)
     bounds = pairwise([None, validation, test, None])
     parts = [flows.flow[flows.windows(*frames, start=a, stop=b)] for a, b in bounds]
     source = f"TaxiBJ, {flows.index[0]} to {flows.index[-1]}, taxis in half an hour"
@@ -124,12 +110,12 @@ def weatherbench_task(
     validation: str,
     test: str,
     every: int = 6,
-    frames: tuple[int, int] = (2, 4),
+    frames: Frames = (2, 4),
 ) -> Task:
     """Global weather. Both axes have the cosine basis.
 
-    Channels have different units, so scores are those of normalised fields; beside them stands the
-    latitude-weighted RMSE of each channel in its own unit, such as ``rmse_z_500``.
+    Scores are those of normalised fields, and the latitude-weighted RMSE of each channel in its own
+    unit, such as ``rmse_z_500``.
 
     Args:
         paths: as for `read_weatherbench`.
@@ -142,7 +128,7 @@ def weatherbench_task(
     Raises:
         ValueError: as `read_weatherbench`, or if a part has no window.
     """
-    data, length = read_weatherbench(paths, variables, every=every), sum(frames)
+    data, length = files.read_weatherbench(paths, variables, every=every), sum(frames)
     inner = data.index.searchsorted([pd.Timestamp(validation), pd.Timestamp(test)]).tolist()
     parts = []
     for name, (begin, end) in zip(PARTS, pairwise([0, *inner, len(data.index)]), strict=True):
@@ -157,7 +143,7 @@ def weatherbench_task(
     return _grid_task(parts, frames, "reflect", name="WeatherBench", **options)
 
 
-def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 12)) -> Task:
+def traffic_task(data: Source | TrafficData, *, frames: Frames = (12, 12)) -> Task:
     """Speeds of road sensors; the first 70 % of the time for training, the last 20 % for the test.
 
     A share of the labels is that of the first windows. Models are called with ``x``, ``u`` (the
@@ -170,7 +156,7 @@ def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 1
     Raises:
         ValueError: as `read_los_loop`.
     """
-    data = data if isinstance(data, TrafficData) else read_los_loop(os.fspath(data))
+    data = data if isinstance(data, TrafficData) else files.read_los_loop(os.fspath(data))
     (window, horizon), (steps, n_nodes), readings = frames, data.speed.shape, data.filled()
     ends = [0, round(0.7 * steps), round(0.8 * steps), steps]
     offset, scale = float(readings[: ends[1]].mean()), float(readings[: ends[1]].std())
@@ -185,8 +171,8 @@ def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 1
         past, future = first + torch.arange(-window, 0), first + torch.arange(horizon)
         mask = None if bool(data.mask.all()) else data.mask[future][..., None]
         parts[name] = Samples(readings[past], readings[future], mask, {"u": clock[past]})
-    minutes = (data.index[1] - data.index[0]).total_seconds() / 60
-    at = {str(ahead): round(ahead / minutes) - 1 for ahead in (15, 30, 60)}
+    step = data.index[1] - data.index[0]
+    at = {str(ahead): round(pd.Timedelta(minutes=ahead) / step) - 1 for ahead in (15, 30, 60)}
     return Task(
         **parts,
         transform=GraphTransform.from_edges(data.edge_index, data.edge_weight, n_nodes),
@@ -204,9 +190,7 @@ def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 1
     )
 
 
-def _grid_task(
-    parts: Sequence[Fields], frames: tuple[int, int], boundary: Boundary, **options: Any
-) -> Task:
+def _grid_task(parts: Sequence[Fields], frames: Frames, boundary: Boundary, **options: Any) -> Task:
     """A task of fields, each channel normalised by the training inputs."""
     seen = parts[0][:, : frames[0]]
     mean, deviation = (f((0, 1, 3, 4), keepdim=True) for f in (seen.mean, seen.std))
@@ -235,9 +219,10 @@ def _channel_rmse(
 ) -> dict[str, float]:
     """Of normalised fields, in the channels' units; the mean cancels in the difference."""
     mine, theirs = (x.unflatten(1, (-1, len(scale))) * scale for x in (forecast, truth.y))
-    errors = latitude_weighted_rmse(mine, theirs, latitude).tolist()
+    errors = files.latitude_weighted_rmse(mine, theirs, latitude).tolist()
     return {f"rmse_{name}": error for name, error in zip(names, errors, strict=True)}
 
 
-def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options.items())
+def _computed(solver: Mapping[str, Any]) -> str:
+    named = (f"{name.replace('_', ' ')} {value}" for name, value in solver.items())
+    return f"computed by the spectral solver, {', '.join(named)}"

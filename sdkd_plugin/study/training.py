@@ -1,16 +1,19 @@
 """One training: the same steps for every arm, and the weights with the least validation error."""
 
 import copy
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.report import environment
@@ -19,7 +22,6 @@ from sdkd_plugin.teachers import TeacherOutput, accepted_inputs
 
 Make = Callable[[], nn.Module]
 Job = tuple[int, int]  # the position of an arm, and a seed
-Trained = tuple[Job, dict[str, Any], bytes]  # a job, columns of its row, and the weights
 
 
 class Recipe(NamedTuple):
@@ -40,6 +42,11 @@ def made(make: Make, seed: int = 0) -> nn.Module:
         return make()
 
 
+def kept_path(folder: Path, protocol: str, seed: int) -> Path:
+    """Where a study keeps a model's weights and, as metadata, its scores."""
+    return folder / f"{protocol}-{seed}.safetensors"
+
+
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """All that a process needs to train any job of a study; shared inputs are on the device."""
@@ -50,10 +57,11 @@ class Trainer:
     teachers: Sequence[nn.Module]
     recipe: Recipe
     device: torch.device
+    paths: Mapping[Job, Path]
     outputs: Sequence[TeacherOutput] = ()
 
-    def __call__(self, job: Job) -> Trained:
-        """Train and score one model; a RuntimeError if no validation error is finite."""
+    def __call__(self, job: Job) -> None:
+        """Train, score and keep one model; a RuntimeError if no validation error is finite."""
         task, arm, seed, start = self.task, self.arms[job[0]], job[1], time.perf_counter()
         with torch.random.fork_rng():
             model = made(self.makers[job[0]], seed).to(self.device)
@@ -64,11 +72,12 @@ class Trainer:
                 f"{task.name}: {arm.name}, seed {seed} diverged, no validation error is finite: "
                 "lower `lr`."
             )
-        row = task.scores(task.forecast(model, task.test, self.device))
-        row |= {**columns, "seconds": time.perf_counter() - start}
+        row = task.scores(task.forecast(model, task.test, self.device)) | columns
+        row |= {"seconds": time.perf_counter() - start, **environment(self.device)}
         # neuraloperator adds its metadata, no tensor, to the state.
         state = {k: v.contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-        return job, {**row, **environment(self.device)}, save(state)
+        with atomic_path(self.paths[job]) as path:
+            save_file(state, path, {"row": json.dumps(row)})
 
     def _fit(self, model: nn.Module, arm: Arm, seed: int) -> dict[str, float]:
         """Train a model and leave it with its best weights."""
