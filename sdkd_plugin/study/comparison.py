@@ -9,7 +9,6 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,13 @@ from tqdm import tqdm
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
+from sdkd_plugin.report.records import fingerprint
 from sdkd_plugin.study.result import Result
-from sdkd_plugin.study.task import CHUNK, Arm, Task, fingerprint, standard_arms
+from sdkd_plugin.study.task import Arm, Task, standard_arms
 from sdkd_plugin.study.training import Job, Make, Recipe, Trainer, kept_path, made
-from sdkd_plugin.teachers import TeacherOutput, accepted_inputs, precompute
+from sdkd_plugin.teachers import accepted_inputs, precompute
 
+Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 MEAN = "mean of the teachers"
 
 
@@ -35,7 +36,7 @@ def study(
     task: Task,
     *,
     student: Make | None = None,
-    teacher: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] = (),
+    teacher: Teachers = (),
     arms: Sequence[Arm] | None = None,
     seeds: int = 3,
     steps: int = 2000,
@@ -111,40 +112,38 @@ def study(
         weakref.finalize(task, shutil.rmtree, place, ignore_errors=True)
     recipe = Recipe(steps, lr, batch_size, weight_decay, clip, validations)
     shared = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in task.shared.items()}
-    with _one_thread():
+    there, threads = replace(task, shared=shared), torch.get_num_threads()
+    torch.set_num_threads(1)  # more would sum in another order, and share the cores with other jobs
+    try:
         loss = _frozen(task, given, arms).to(device) if given else None
-        teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
-        protocols = _protocols([task.identity, recipe, device], arms, makers, teachers.values())
+        frozen = () if loss is None else tuple(loss.teachers)
+        protocols = _protocols([task.identity, recipe, device], arms, makers, frozen)
         paths = {
             (i, seed): kept_path(place, protocol, seed)
             for seed in range(seeds)
             for i, protocol in enumerate(protocols)
         }
-        there, frozen = replace(task, shared=shared), tuple(teachers.values())
         work = Trainer(there, arms, makers, frozen, recipe, device, paths)
         missing = [job for job, path in paths.items() if not path.exists()]
         if loss is not None and any(not arms[i].alone for i, _ in missing):
-            work = replace(work, outputs=_outputs(there, loss, given))
+            work = replace(work, outputs=precompute(loss, there.batches(there.train)))
         trained = _trained(work, jobs, missing)
         for _ in tqdm(trained, task.name, len(missing), unit="model", disable=None):
             pass
+        teachers = dict(zip(given, frozen, strict=True))
         rows = _fixed_rows(work, teachers)
-        for i, (arm, make) in enumerate(zip(arms, makers, strict=True)):
-            row: dict[str, Any] = {
-                "setting": arm.setting,
-                "model": arm.name,
-                "protocol": protocols[i],
-            }
-            row |= _cost(work, made(make))
+        for i, (arm, protocol) in enumerate(zip(arms, protocols, strict=True)):
+            names = {"setting": arm.setting, "model": arm.name, "protocol": protocol}
+            row = names | _cost(work, made(makers[i]))
             rows += [{**row, "seed": seed, **_scores(paths[i, seed])} for seed in range(seeds)]
+    finally:
+        torch.set_num_threads(threads)
     table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
     of_protocol = dict(zip(protocols, makers, strict=True))
     return Result(task, table, arms, of_protocol, teachers, recipe, place)
 
 
-def _named(
-    teacher: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
-) -> dict[str, nn.Module]:
+def _named(teacher: Teachers) -> dict[str, nn.Module]:
     if isinstance(teacher, Mapping):
         return dict(teacher)
     several = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
@@ -163,31 +162,14 @@ def _frozen(task: Task, given: Mapping[str, nn.Module], arms: Iterable[Arm]) -> 
     return DistillationLoss(list(given.values()), task.transform, latents=list(pairs.values()))
 
 
-def _outputs(task: Task, loss: DistillationLoss, names: Iterable[str]) -> tuple[TeacherOutput, ...]:
-    parts = (task.train.select(slice(i, i + CHUNK)) for i in range(0, len(task.train), CHUNK))
-    outputs = precompute(loss, ({"x": part.x, **task.inputs(part)} for part in parts))
-    for name, output in zip(names, outputs, strict=True):
-        check_finite(f"forecast of {name}", output.forecast)
-    return outputs
-
-
 def _protocols(
-    common: list[Any], arms: Iterable[Arm], makers: Iterable[Make], teachers: Iterable[nn.Module]
+    common: list[Any], arms: Sequence[Arm], makers: Iterable[Make], teachers: Iterable[nn.Module]
 ) -> list[str]:
     """For each arm, a hash of all that its scores depend on but the seed."""
     known = [fingerprint(teacher) for teacher in teachers]
-    return [
-        fingerprint(
-            [
-                *common,
-                arm.labels,
-                arm.options,
-                made(make),
-                *known[: 0 if arm.alone else arm.teachers],
-            ]
-        )
-        for arm, make in zip(arms, makers, strict=True)
-    ]
+    used = [known[: 0 if arm.alone else arm.teachers] for arm in arms]
+    parts = ([arm.labels, arm.options, made(make)] for arm, make in zip(arms, makers, strict=True))
+    return [fingerprint([*common, *own, *names]) for own, names in zip(parts, used, strict=True)]
 
 
 def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
@@ -196,6 +178,8 @@ def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[s
     forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()}
     taught = {name: task.forecast(t, task.test, work.device) for name, t in teachers.items()}
     costs = {name: _cost(work, teacher) for name, teacher in teachers.items()}
+    for name, forecast in taught.items():
+        check_finite(f"forecast of {name}", forecast)
     if len(taught) > 1:
         costs[MEAN] = dict(pd.DataFrame(costs.values()).sum().astype(float))
         taught[MEAN] = torch.stack(list(taught.values())).mean(0)
@@ -206,29 +190,18 @@ def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[s
     ]
 
 
-def _cost(work: Trainer, model: nn.Module) -> dict[str, float]:
+def _cost(work: Trainer, model: nn.Module) -> dict[str, Any]:
     """Parameters, and milliseconds of the forecast of one sample."""
     model = model.to(work.device).eval()
-    first = work.task.test.select(slice(1), work.device)
-    inputs = accepted_inputs(model, work.task.inputs(first))
-    time = milliseconds_a_forecast(model, first.x, inputs=inputs, device=work.device)
+    (one,) = work.task.batches(work.task.test.select(slice(1)), work.device)
+    x, inputs = one.pop("x"), accepted_inputs(model, one)
+    time = milliseconds_a_forecast(model, x, inputs=inputs, device=work.device)
     return {"parameters": float(parameter_count(model)), "milliseconds": time}
 
 
 def _scores(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as kept:
         return dict(json.loads(kept.metadata()["row"]))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads would sum in another order, and share the cores with other jobs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _trained(work: Trainer, jobs: int, todo: Sequence[Job]) -> Iterator[None]:

@@ -54,8 +54,11 @@ class Result:
 
         Args:
             of: name of an arm.
-            against: name of the arm that it is compared with, seed by seed; ValueError if absent.
+            against: name of the arm that it is compared with, seed by seed.
             setting: as in the rows; by default that of the first arm.
+
+        Raises:
+            ValueError: if an arm is not there.
         """
         rows = self.rows[self.rows.setting == (setting or self.arms[0].setting)]
         groups = {"of": {"model": of}, "against": {"model": against}}

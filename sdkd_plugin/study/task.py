@@ -1,8 +1,6 @@
 """A comparison's task and arms: what is forecast and scored, and what each student learns from."""
 
-import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,11 +12,9 @@ from torch import Tensor, nn
 from sdkd_plugin._checks import check_finite
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
 from sdkd_plugin.report import forecast_scores
+from sdkd_plugin.report.records import fingerprint
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import accepted_inputs
-
-CHUNK = 50
-"""Samples that are forecast at once where nothing is trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +110,13 @@ class Task:
         order = torch.arange(n) if self.labels_first else torch.randperm(n, generator=generator)
         return torch.zeros(n, dtype=torch.bool).index_fill(0, order[: round(share * n)], True)
 
-    def inputs(self, samples: Samples) -> dict[str, Any]:
-        """What a model is called with beside ``x``."""
-        return {**self.shared, **samples.inputs}
+    def batches(
+        self, samples: Samples, device: torch.device | str = "cpu"
+    ) -> Iterator[dict[str, Any]]:
+        """Keyword arguments of a model for all samples, a chunk at a time."""
+        for start in range(0, len(samples), 50):
+            part = samples.select(slice(start, start + 50), device)
+            yield {"x": part.x, **self.shared, **part.inputs}
 
     @torch.no_grad()
     def forecast(
@@ -124,11 +124,8 @@ class Task:
     ) -> Float[Tensor, "samples ..."]:
         """A model's forecasts in its own units, on the CPU; the model is left in eval mode."""
         model.eval()
-        forecasts = []
-        for start in range(0, len(samples), CHUNK):
-            part = samples.select(slice(start, start + CHUNK), device)
-            forecasts.append(model(part.x, **accepted_inputs(model, self.inputs(part))).cpu())
-        return torch.cat(forecasts)
+        batches = ((batch.pop("x"), batch) for batch in self.batches(samples, device))
+        return torch.cat([model(x, **accepted_inputs(model, more)).cpu() for x, more in batches])
 
     def scores(self, forecast: Float[Tensor, "samples ..."]) -> dict[str, float]:
         """Scores of a forecast of the test samples."""
@@ -206,24 +203,3 @@ def standard_arms(
     sdkd = [Arm(k, weighting=w, latents=tuple(latents), **options) for k, w in named.items()]
     plain = Arm("plain-MSE distillation", weighting=(1.0,) * n_bands, **options)
     return [Arm("student alone", labels=plain.labels, kd_weight=0), plain, *sdkd]
-
-
-def fingerprint(value: Any) -> str:
-    """Twelve hexadecimal digits of all values, weights and options in it; functions by name only.
-
-    Example:
-        >>> fingerprint([torch.zeros(2), {"a": 1}]) == fingerprint([torch.zeros(2), {"a": 2}])
-        False
-    """
-    if isinstance(value, nn.Module):
-        value = [repr(value), value.state_dict()]
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().flatten()
-        data = f"{value.dtype}{tuple(value.shape)}".encode() + flat.view(torch.uint8).numpy().data
-    elif isinstance(value, Mapping):
-        return fingerprint(list(value.items()))
-    elif isinstance(value, list | tuple):
-        data = ",".join(fingerprint(each) for each in value).encode()
-    else:
-        data = re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode()
-    return hashlib.sha256(data).hexdigest()[:12]

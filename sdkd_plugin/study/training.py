@@ -112,22 +112,18 @@ class Trainer:
         return {"validation": least, "steps": taken, "candidates": candidates}
 
     def _distiller(self, model: nn.Module, arm: Arm) -> SDKDDistiller:
-        task, first = self.task, self.task.train.select(slice(1), self.device)
-        return SDKDDistiller(
-            self.teachers[: arm.teachers],
-            model,
-            task.transform,
-            task.bands,
-            task_loss=task.task_loss,
-            example={"x": first.x, **task.inputs(first)},
-            # The task has checked the data; a divergence shows in the validation error.
-            **{"check_finite": False, **arm.options},
-        ).to(self.device)
+        task = self.task
+        (example,) = task.batches(task.train.select(slice(1)), self.device)
+        options = {"task_loss": task.task_loss, "example": example, **arm.options}
+        # The task has checked the data; a divergence shows in the validation error.
+        options = {"check_finite": False, **options}
+        teachers = self.teachers[: arm.teachers]
+        return SDKDDistiller(teachers, model, task.transform, task.bands, **options).to(self.device)
 
     def _loss(self, model: nn.Module, arm: Arm, index: Tensor, labelled: Tensor | None) -> Tensor:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
-        batch = self.task.train.select(index, self.device)
-        inputs, mask = self.task.inputs(batch), None
+        batch, mask = self.task.train.select(index, self.device), None
+        inputs = {**self.task.shared, **batch.inputs}
         if labelled is not None:
             mask = labelled.to(self.device).reshape(-1, *[1] * (batch.y.ndim - 1))
             mask = mask if batch.mask is None else mask & batch.mask
