@@ -1,6 +1,5 @@
 """The comparison itself: which trainings are missing, and where they run."""
 
-import json
 import multiprocessing
 import os
 import pickle
@@ -15,17 +14,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
-from sdkd_plugin.report.records import fingerprint
 from sdkd_plugin.study.result import Result
 from sdkd_plugin.study.task import Arm, Task, standard_arms
-from sdkd_plugin.study.training import Job, Make, Recipe, Trainer, kept_path, made
+from sdkd_plugin.study.training import Make, Recipe, Training, made
 from sdkd_plugin.teachers import accepted_inputs, precompute
 
 Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
@@ -97,50 +94,44 @@ def study(
         check_positive_int(name, value)
     check_positive_int("steps", steps, validations)
     given, device = _named(teacher), torch.device(device)
-    arms = tuple(arms or standard_arms(task.bands.n_bands))
-    for arm in arms:
-        if arm.model is None and student is None:
-            raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
-        if not arm.alone and len(given) < (arm.teachers or 1):
-            raise ValueError(
-                f"`teacher` has {len(given)} teachers, expected {arm.teachers or 'at least 1'} for "
-                f"{arm.name!r}: give them, or the arm kd_weight=0."
-            )
-    makers = [make for arm in arms if (make := arm.model or student)]
     place = Path(folder or tempfile.mkdtemp())
     if folder is None:
         weakref.finalize(task, shutil.rmtree, place, ignore_errors=True)
     recipe = Recipe(steps, lr, batch_size, weight_decay, clip, validations)
     shared = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in task.shared.items()}
-    there, threads = replace(task, shared=shared), torch.get_num_threads()
+    there, arms = replace(task, shared=shared), list(arms or standard_arms(task.bands.n_bands))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would sum in another order, and share the cores with other jobs
     try:
         loss = _frozen(task, given, arms).to(device) if given else None
-        frozen = () if loss is None else tuple(loss.teachers)
-        protocols = _protocols([task.identity, recipe, device], arms, makers, frozen)
-        paths = {
-            (i, seed): kept_path(place, protocol, seed)
-            for seed in range(seeds)
-            for i, protocol in enumerate(protocols)
-        }
-        work = Trainer(there, arms, makers, frozen, recipe, device, paths)
-        missing = [job for job, path in paths.items() if not path.exists()]
+        teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
+        trainings = []
+        for arm in arms:
+            if (make := arm.model or student) is None:
+                raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
+            used = [] if arm.alone else list(teachers.values())[: arm.teachers]
+            if not arm.alone and len(used) < (arm.teachers or 1):
+                raise ValueError(
+                    f"`teacher` has {len(given)} teachers, expected {arm.teachers or 'at least 1'} "
+                    f"for {arm.name!r}: give them, or the arm kd_weight=0."
+                )
+            trainings.append(Training(there, arm, make, used, recipe, device, place))
+        jobs_of = ((i, seed) for seed in range(seeds) for i in range(len(arms)))
+        missing = [(i, seed) for i, seed in jobs_of if not trainings[i].path(seed).exists()]
         if loss is not None and any(not arms[i].alone for i, _ in missing):
-            work = replace(work, outputs=precompute(loss, there.batches(there.train)))
-        trained = _trained(work, jobs, missing)
+            outputs = precompute(loss, there.batches(there.train))
+            trainings = [replace(t, outputs=outputs[: len(t.teachers)]) for t in trainings]
+        trained = _trained(trainings, jobs, missing)
         for _ in tqdm(trained, task.name, len(missing), unit="model", disable=None):
             pass
-        teachers = dict(zip(given, frozen, strict=True))
-        rows = _fixed_rows(work, teachers)
-        for i, (arm, protocol) in enumerate(zip(arms, protocols, strict=True)):
-            names = {"setting": arm.setting, "model": arm.name, "protocol": protocol}
-            row = names | _cost(work, made(makers[i]))
-            rows += [{**row, "seed": seed, **_scores(paths[i, seed])} for seed in range(seeds)]
+        rows = _fixed_rows(there, teachers, device)
+        for training in trainings:
+            cost = _cost(there, made(training.make), device)
+            rows += [training.row(seed) | cost for seed in range(seeds)]
     finally:
         torch.set_num_threads(threads)
     table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
-    of_protocol = dict(zip(protocols, makers, strict=True))
-    return Result(task, table, arms, of_protocol, teachers, recipe, place)
+    return Result(task, table, trainings, teachers)
 
 
 def _named(teacher: Teachers) -> dict[str, nn.Module]:
@@ -162,56 +153,46 @@ def _frozen(task: Task, given: Mapping[str, nn.Module], arms: Iterable[Arm]) -> 
     return DistillationLoss(list(given.values()), task.transform, latents=list(pairs.values()))
 
 
-def _protocols(
-    common: list[Any], arms: Sequence[Arm], makers: Iterable[Make], teachers: Iterable[nn.Module]
-) -> list[str]:
-    """For each arm, a hash of all that its scores depend on but the seed."""
-    known = [fingerprint(teacher) for teacher in teachers]
-    used = [known[: 0 if arm.alone else arm.teachers] for arm in arms]
-    parts = ([arm.labels, arm.options, made(make)] for arm, make in zip(arms, makers, strict=True))
-    return [fingerprint([*common, *own, *names]) for own, names in zip(parts, used, strict=True)]
-
-
-def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+def _fixed_rows(
+    task: Task, teachers: Mapping[str, nn.Module], device: torch.device
+) -> list[dict[str, Any]]:
     """The rows of what is not trained here: baselines, teachers, and the teachers' mean."""
-    task = work.task
     forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()}
-    taught = {name: task.forecast(t, task.test, work.device) for name, t in teachers.items()}
-    costs = {name: _cost(work, teacher) for name, teacher in teachers.items()}
+    taught = {name: task.forecast(model, task.test, device) for name, model in teachers.items()}
+    costs = {name: _cost(task, model, device) for name, model in teachers.items()}
     for name, forecast in taught.items():
         check_finite(f"forecast of {name}", forecast)
     if len(taught) > 1:
         costs[MEAN] = dict(pd.DataFrame(costs.values()).sum().astype(float))
         taught[MEAN] = torch.stack(list(taught.values())).mean(0)
-    measured = {"setting": "-", "seed": 0, **environment(work.device)}
+    names = {"setting": "-", "seed": 0, **environment(device)}
     return [
-        {**measured, "model": name, **costs.get(name, {}), **task.scores(forecast)}
+        {**names, "model": name, **costs.get(name, {}), **task.scores(forecast)}
         for name, forecast in {**forecasts, **taught}.items()
     ]
 
 
-def _cost(work: Trainer, model: nn.Module) -> dict[str, Any]:
+def _cost(task: Task, model: nn.Module, device: torch.device) -> dict[str, float]:
     """Parameters, and milliseconds of the forecast of one sample."""
-    model = model.to(work.device).eval()
-    (one,) = work.task.batches(work.task.test.select(slice(1)), work.device)
+    model = model.to(device).eval()
+    (one,) = task.batches(task.test.select(slice(1)), device)
     x, inputs = one.pop("x"), accepted_inputs(model, one)
-    time = milliseconds_a_forecast(model, x, inputs=inputs, device=work.device)
+    time = milliseconds_a_forecast(model, x, inputs=inputs, device=device)
     return {"parameters": float(parameter_count(model)), "milliseconds": time}
 
 
-def _scores(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as kept:
-        return dict(json.loads(kept.metadata()["row"]))
-
-
-def _trained(work: Trainer, jobs: int, todo: Sequence[Job]) -> Iterator[None]:
+def _trained(
+    trainings: list[Training], jobs: int, todo: Sequence[tuple[int, int]]
+) -> Iterator[None]:
     """Train, in whatever order jobs end, here or in several processes."""
     if jobs == 1:
-        yield from map(work, todo)
+        for i, seed in todo:
+            trainings[i].run(seed)
+            yield
         return
     try:
         # As bytes: tensors between processes go through shared memory, which containers limit.
-        pickled = pickle.dumps(work)
+        pickled = pickle.dumps(trainings)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"`jobs` is {jobs}, but the study cannot be sent to another process ({error}): give "
@@ -221,11 +202,12 @@ def _trained(work: Trainer, jobs: int, todo: Sequence[Job]) -> Iterator[None]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
         try:
-            for done in as_completed([pool.submit(_run, pickled, job) for job in todo]):
-                yield done.result()
+            for done in as_completed([pool.submit(_run, pickled, *job) for job in todo]):
+                done.result()
+                yield
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _run(pickled: bytes, job: Job) -> None:
-    pickle.loads(pickled)(job)  # noqa: S301 - the parent process made it
+def _run(pickled: bytes, i: int, seed: int) -> None:
+    pickle.loads(pickled)[i].run(seed)  # noqa: S301 - the parent process made it

@@ -2,13 +2,12 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
-from safetensors.torch import load_file
 from torch import nn
 
 from sdkd_plugin.data.store import atomic_path
@@ -16,7 +15,7 @@ from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.report.figures import band_bars, error_spectra, fields
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.study.task import Arm, Task
-from sdkd_plugin.study.training import Make, Recipe, kept_path, made
+from sdkd_plugin.study.training import Training
 
 HEADINGS = {"mse": "MSE", "mae": "MAE", "relative_l2": "relative L2"}
 
@@ -29,25 +28,25 @@ class Result:
         task: what was forecast.
         rows: one for each baseline, teacher, arm and seed: scores on the test samples in physical
             units, the validation error, steps, costs and the machine.
-        arms: in the order of the table.
-        makers: of untrained models, by protocol.
+        trainings: one an arm, in the order of the table.
         teachers: frozen, by name.
-        recipe: of every training.
-        folder: of the weights.
     """
 
     task: Task
     rows: pd.DataFrame
-    arms: tuple[Arm, ...]
-    makers: Mapping[str, Make]
+    trainings: Sequence[Training]
     teachers: Mapping[str, nn.Module]
-    recipe: Recipe
-    folder: Path
 
     def __post_init__(self) -> None:
         taken = self.rows[["steps", "candidates"]].dropna().drop_duplicates().to_numpy().tolist()
-        if taken != [[self.recipe.steps, self.recipe.validations]]:
+        recipe = self.trainings[0].recipe
+        if taken != [[recipe.steps, recipe.validations]]:
             raise RuntimeError(f"the arms took unequal steps and validations: {taken}.")
+
+    @property
+    def arms(self) -> list[Arm]:
+        """In the order of the table."""
+        return [training.arm for training in self.trainings]
 
     def change(self, of: str, against: str, *, setting: str | None = None) -> Change:
         """How much lower or higher the task's measure is for one arm than for another.
@@ -91,7 +90,7 @@ class Result:
 
     def report(self) -> str:
         """The protocol in words, and the table."""
-        task, recipe = self.task, self.recipe
+        task, recipe = self.task, self.trainings[0].recipe
         best = self.rows.groupby("model").validation.mean().idxmin()
         return (
             f"{task.name}: {task.source}. {len(task.train)} samples for training, "
@@ -111,12 +110,8 @@ class Result:
         setting = setting or self.arms[0].setting
         if name not in self._names(setting):
             raise ValueError(f"`name` is {name!r}, expected one of {self._names(setting)}.")
-        rows = self.rows[(self.rows.model == name) & (self.rows.setting == setting)]
-        models = []
-        for protocol, seed in zip(rows.protocol, rows.seed, strict=True):
-            models.append(made(self.makers[protocol]).eval())
-            models[-1].load_state_dict(load_file(kept_path(self.folder, protocol, seed)))
-        return models
+        (training,) = (t for t in self.trainings if (t.arm.name, t.arm.setting) == (name, setting))
+        return [training.model(seed) for seed in range(self.rows.seed.nunique())]
 
     def figures(self) -> dict[str, Figure]:
         """Pictures of the first arm's setting: errors by band and, for seed 0, spectra and fields.
