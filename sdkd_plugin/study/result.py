@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
+from sdkd_plugin._checks import check_choice
 from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.report.figures import band_bars, error_spectra, fields
@@ -67,14 +68,13 @@ class Result:
         """Means ± deviations over seeds, and each arm against the first two and its base."""
         measure, rows = self.task.measure, self.rows.copy()
         index = ["setting", "model"] if len({arm.setting for arm in self.arms}) > 1 else ["model"]
-        own = {arm.name: arm.base for arm in self.arms if arm.base}
         bases = {name: dict.fromkeys(rows.model, name) for name in self._names()[:2]}
-        for name, base_of in {**bases, **({"its base": own} if own else {})}.items():
+        if own := {arm.name: arm.base for arm in self.arms if arm.base}:
+            bases["its base"] = own
+        for name, base_of in bases.items():
             index.append(f"{HEADINGS.get(measure, measure)} against {name}")
-            rows[index[-1]] = [
-                self._compared(model, base_of.get(model), setting)
-                for model, setting in zip(rows.model, rows.setting, strict=True)
-            ]
+            of = (base_of.get(model, "") for model in rows.model)
+            rows[index[-1]] = list(map(self._compared, rows.model, of, rows.setting))
         shown = dict.fromkeys([measure, *self.task.scores(self.task.test.y)])
         columns = {name: (HEADINGS.get(name, name), _style(rows[name])) for name in shown}
         columns |= {"parameters": ("parameters", ",.0f"), "milliseconds": ("ms", ".2f")}
@@ -83,10 +83,10 @@ class Result:
     def _names(self, setting: str | None = None) -> list[str]:
         return list(dict.fromkeys(a.name for a in self.arms if setting in (None, a.setting)))
 
-    def _compared(self, model: str, base: str | None, setting: str) -> str:
+    def _compared(self, model: str, base: str, setting: str) -> str:
         there = self._names(setting)
         later = base in there and model in there[there.index(base) + 1 :]
-        return str(self.change(model, str(base), setting=setting)) if later else "-"
+        return str(self.change(model, base, setting=setting)) if later else "-"
 
     def report(self) -> str:
         """The protocol in words, and the table."""
@@ -107,10 +107,9 @@ class Result:
 
         A ValueError if there is no such arm in the setting, by default that of the first arm.
         """
-        setting = setting or self.arms[0].setting
-        if name not in self._names(setting):
-            raise ValueError(f"`name` is {name!r}, expected one of {self._names(setting)}.")
-        (training,) = (t for t in self.trainings if (t.arm.name, t.arm.setting) == (name, setting))
+        names = self._names(setting := setting or self.arms[0].setting)
+        check_choice("name", name, names)
+        training = [t for t in self.trainings if t.arm.setting == setting][names.index(name)]
         return [training.model(seed) for seed in range(self.rows.seed.nunique())]
 
     def figures(self) -> dict[str, Figure]:

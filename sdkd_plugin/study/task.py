@@ -1,7 +1,7 @@
 """A comparison's task and arms: what is forecast and scored, and what each student learns from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from sdkd_plugin.report import forecast_scores
 from sdkd_plugin.report.records import fingerprint
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import accepted_inputs
+
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +89,7 @@ class Task:
     source: str = "tensors"
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            part: Samples = getattr(self, name)
+        for name, part in zip(PARTS, (self.train, self.validation, self.test), strict=True):
             lengths = {key: len(each) for key, each in {"y": part.y, **part.inputs}.items()}
             if set(lengths.values()) != {len(part)}:
                 raise ValueError(f"`{name}` has {len(part)} samples, but {lengths} of the others.")
@@ -100,9 +101,9 @@ class Task:
     def identity(self) -> str:
         """Changes with all data and options that scores depend on."""
         parts = [(s.x, s.y, s.mask, s.inputs) for s in (self.train, self.validation, self.test)]
-        options = [self.shared, self.task_loss, self.scale, self.offset, self.at, self.labels_first]
+        units = [self.task_loss, self.scale, self.offset, self.at]
         domain = [self.transform, self.transform.domain_axes, self.bands]
-        return fingerprint([parts, options, domain])
+        return fingerprint([parts, self.shared, units, domain, self.labels_first])
 
     def labelled(self, share: float, seed: int) -> Bool[Tensor, " samples"]:
         """Which training samples have labels, if only a share of them has."""
@@ -129,10 +130,9 @@ class Task:
 
     def scores(self, forecast: Float[Tensor, "samples ..."]) -> dict[str, float]:
         """Scores of a forecast of the test samples."""
-        test, forecast = self.test, self.physical(forecast)
-        truth = Samples(test.x, self.physical(test.y), test.mask, test.inputs)
-        domain = (self.transform, self.bands)
-        scores = forecast_scores(forecast, truth.y, *domain, mask=truth.mask, at=self.at)
+        forecast, truth = self.physical(forecast), replace(self.test, y=self.physical(self.test.y))
+        given = (forecast, truth.y, self.transform, self.bands)
+        scores = forecast_scores(*given, mask=truth.mask, at=self.at)
         return scores | dict(self.extra_scores(forecast, truth) if self.extra_scores else {})
 
     def physical(self, values: Tensor) -> Tensor:

@@ -20,13 +20,12 @@ from sdkd_plugin.data import TrafficData
 from sdkd_plugin.data.store import load_or_compute
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
 from sdkd_plugin.spectral.grid import Boundary
-from sdkd_plugin.study.task import Samples, Task
+from sdkd_plugin.study.task import PARTS, Samples, Task
 
 Fields = Float[Tensor, "_ time channels nx ny"]  # parts have different numbers of samples
 Source = str | os.PathLike[str]
 Frames = tuple[int, int]
 BANDS = Bands.split(0.25)
-PARTS = ("train", "validation", "test")
 
 
 def navier_stokes_task(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,10 +110,9 @@ class Training:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
         order = _batches(rows, recipe.batch_size, seed)
         complete = task.train.mask is None and bool(labelled[rows].all())
-        marks = {i * recipe.steps // recipe.validations for i in range(1, recipe.validations + 1)}
+        marks = [i * recipe.steps // recipe.validations for i in range(1, recipe.validations + 1)]
         least, best, taken, candidates = math.inf, model.state_dict(), 0, 0
-        while taken < recipe.steps:
-            index = next(order)
+        for index in islice(order, recipe.steps):
             trained.train()
             optimizer.zero_grad()
             self._loss(trained, index, None if complete else labelled[index]).backward()
@@ -133,11 +133,11 @@ class Training:
     def _distiller(self, model: nn.Module) -> SDKDDistiller:
         task = self.task
         (example,) = task.batches(task.train.select(slice(1)), self.device)
+        options: dict[str, Any] = {"task_loss": task.task_loss, "example": example}
         # The task has checked the data; a divergence shows in the validation error.
-        options: dict[str, Any] = {"check_finite": False, "example": example, **self.arm.options}
-        options["task_loss"] = task.task_loss
-        distiller = SDKDDistiller(self.teachers, model, task.transform, task.bands, **options)
-        return distiller.to(self.device)
+        options |= {"check_finite": False, **self.arm.options}
+        given = self.teachers, model, task.transform, task.bands
+        return SDKDDistiller(*given, **options).to(self.device)
 
     def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> Tensor:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
