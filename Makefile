@@ -33,7 +33,8 @@ test-all: lint types
 # All checks that need a CUDA device, in one command.
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/frequency_loss.py --device cuda
+	$(BIN)/python benchmarks/grid_loss.py --device cuda
+	$(BIN)/python benchmarks/graph_loss.py --device cuda
 	$(BIN)/python benchmarks/neuralop_epoch.py --device cuda
 
 lint: install
@@ -45,11 +46,12 @@ types: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/frequency_loss.py
+	$(BIN)/python benchmarks/grid_loss.py
+	$(BIN)/python benchmarks/graph_loss.py
 	$(BIN)/python benchmarks/navier_stokes_convergence.py
 	$(BIN)/python benchmarks/neuralop_epoch.py
 
-# Half an hour and an hour on two cores; DATA is a folder with traffic files.
+# An hour or two on two cores; DATA is a folder with traffic files.
 ablation: install
 	$(BIN)/python benchmarks/ablation.py $(if $(DATA),--data $(DATA))
 

@@ -6,7 +6,7 @@ forecasts take the place of the missing labels. First comes one distillation, as
 one's own; then a table of the ways to train the student, each with three seeds and the same steps,
 and pictures.
 
-    python examples/ns_2d.py                # three minutes on two CPU cores
+    python examples/ns_2d.py                # three to four minutes on two CPU cores
     python examples/ns_2d.py --steps 8000   # twice as long: the order of the rows stays
     python examples/ns_2d.py --help
 """

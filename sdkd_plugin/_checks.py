@@ -1,6 +1,7 @@
 """Checks on what a caller gives: argument, what it was, what was expected, what to do.
 
-Here live the few checks that more than one room needs. Nothing here imports anything of ours.
+Here live the few checks that more than one room needs; each raises `ValueError`. Nothing here
+imports anything of ours.
 """
 
 import math
@@ -27,25 +28,17 @@ def shown(value: object) -> str:
 
 
 def check_choice(argument: str, got: object, allowed: Iterable[str]) -> None:
-    """Refuse a string option that is not one of ``allowed``.
-
-    Raises:
-        ValueError: naming the argument, what it was, what is allowed and the nearest allowed name.
-    """
+    """Refuse a string option that is not one of ``allowed``; the message has the nearest one."""
     options = list(allowed)
     if isinstance(got, str) and got in options:
         return
-    near = get_close_matches(str(got), options, n=1) if isinstance(got, str) else []
+    near = get_close_matches(got, options, n=1) if isinstance(got, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"`{argument}` is {shown(got)}, expected one of {options}.{hint}")
 
 
 def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
-    """Refuse an argument of another type.
-
-    Raises:
-        ValueError: naming the argument, its type, the expected type and an example of it.
-    """
+    """Refuse an argument of another type."""
     if not isinstance(got, kind):
         raise ValueError(
             f"`{argument}` is of type {type(got).__name__}, expected {kind.__name__}, {remedy}."
@@ -53,11 +46,7 @@ def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
 
 
 def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
-    """Refuse anything but an integer, of Python or of an array library, of at least ``minimum``.
-
-    Raises:
-        ValueError: naming the argument, what it was and the least value.
-    """
+    """Refuse anything but an integer, of Python or of an array library, of at least ``minimum``."""
     try:
         number = None if isinstance(got, bool) else operator.index(cast(SupportsIndex, got))
     except TypeError:
@@ -75,11 +64,7 @@ def check_sizes(minimum: int = 1, /, **sizes: object) -> None:
 
 
 def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> None:
-    """Refuse a number that is not finite and positive (or zero, where that is allowed).
-
-    Raises:
-        ValueError: naming the argument, what it was and what was expected.
-    """
+    """Refuse a number that is not finite and positive (or zero, where that is allowed)."""
     number = float(got) if isinstance(got, Real) and not isinstance(got, bool) else math.nan
     if not (number > 0 or (allow_zero and number == 0)) or math.isinf(number):
         bound = "at least 0" if allow_zero else "above 0"
@@ -87,18 +72,12 @@ def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> N
 
 
 def check_finite(argument: str, x: Tensor) -> None:
-    """Refuse NaN and Inf. On a GPU this waits for the device.
-
-    Raises:
-        ValueError: naming the argument and how many values are not finite.
-    """
+    """Refuse NaN and Inf. On a GPU this waits for the device."""
     # A finite sum proves all its terms finite, at a small part of the cost; an infinite one may be
     # an overflow.
     if bool(torch.isfinite(x.sum())):
         return
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
+    if bad := int((~torch.isfinite(x)).sum()):
         raise ValueError(
             f"`{argument}` has {bad} of {x.numel()} values that are NaN or Inf; "
             "drop them, fill them, or mask them out."
@@ -106,11 +85,7 @@ def check_finite(argument: str, x: Tensor) -> None:
 
 
 def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why: str = "") -> None:
-    """Refuse a shape other than ``expected``.
-
-    Raises:
-        ValueError: naming the argument, both shapes and ``why`` they must agree.
-    """
+    """Refuse a shape other than ``expected``; ``why`` says of what that is the shape."""
     if tuple(got) != tuple(expected):
         reason = f" ({why})" if why else ""
         raise ValueError(
@@ -119,11 +94,7 @@ def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why:
 
 
 def check_mask(mask: Tensor, labels: Tensor) -> None:
-    """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis.
-
-    Raises:
-        ValueError: naming dtype or shape, and what was expected.
-    """
+    """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis."""
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` is of {mask.dtype}, expected torch.bool, True where observed.")
     if mask.shape != labels.shape and (
@@ -137,18 +108,9 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
 
 
 def check_batch(
-    x: Tensor | None,
-    y: Tensor | None,
-    mask: Tensor | None,
-    inputs: Mapping[str, Any],
-    *,
-    finite: bool,
+    x: Tensor | None, y: Tensor | None, mask: Tensor | None, inputs: Mapping[str, Any], finite: bool
 ) -> None:
-    """Refuse a batch that is empty or not finite, or whose mask does not fit its labels.
-
-    Raises:
-        ValueError: naming the argument.
-    """
+    """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
     if x is not None and len(x) == 0:
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one sample.")
     if mask is not None:
@@ -167,11 +129,7 @@ def check_batch(
 
 
 def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
-    """Refuse values that are NaN, Inf or below 0.
-
-    Raises:
-        ValueError: naming the argument, the lowest value and the remedy.
-    """
+    """Refuse values that are NaN, Inf or below 0."""
     check_finite(argument, x)
     if bool((x < 0).any()):
         raise ValueError(

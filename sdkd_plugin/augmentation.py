@@ -1,7 +1,6 @@
-"""Function matching: augmented inputs on which student and teacher are compared.
+"""Function matching: augmented inputs on which student and teacher are compared, without labels.
 
-An augmentation is any callable that returns a tensor of the shape of its argument. Augmented inputs
-have no labels, so that only the teacher gives a target.
+An augmentation is any callable that returns a tensor of the shape of its argument.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_finite, check_positive, check_shape
+from sdkd_plugin._checks import check_choice, check_positive
 
 Augmentation = Callable[[Tensor], Tensor]
 AugmentationName = Literal["mixup", "noise"]
@@ -27,10 +26,8 @@ class Mixup:
         generator: of the random numbers, on the CPU; torch's global one by default.
 
     Example:
-        >>> x = torch.tensor([[0.0], [1.0]])
-        >>> mixed = Mixup(torch.Generator().manual_seed(0))(x)
-        >>> bool(((mixed >= 0) & (mixed <= 1)).all())
-        True
+        >>> Mixup(torch.Generator().manual_seed(0))(torch.ones(2, 1)).tolist()
+        [[1.0], [1.0]]
 
     Source: Zhang et al. 2018, mixup; with shares from [0, 1] for function matching: Beyer et al.
     2022, "Knowledge distillation: a good teacher is patient and consistent".
@@ -41,8 +38,7 @@ class Mixup:
 
     def __call__(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The mixed batch."""
-        share = torch.rand(len(x), generator=self.generator).to(x)
-        share = share.reshape(-1, *[1] * (x.ndim - 1))
+        share = torch.rand(len(x), *[1] * (x.ndim - 1), generator=self.generator).to(x)
         partner = torch.randperm(len(x), generator=self.generator).to(x.device)
         return torch.lerp(x[partner], x, share)
 
@@ -58,9 +54,8 @@ class GaussianNoise:
         ValueError: if the deviation is not positive.
 
     Example:
-        >>> GaussianNoise(0.1)(torch.zeros(2, 3))
-        tensor([[0., 0., 0.],
-                [0., 0., 0.]])
+        >>> GaussianNoise(0.1)(torch.zeros(3))
+        tensor([0., 0., 0.])
     """
 
     def __init__(self, deviation: float = 0.1, generator: torch.Generator | None = None) -> None:
@@ -75,34 +70,8 @@ class GaussianNoise:
 
 
 def make_augmentation(augmentation: AugmentationName | Augmentation) -> Augmentation:
-    """The augmentation of a name, with its defaults; a callable is returned as it is.
-
-    Raises:
-        ValueError: if the name is unknown.
-
-    Example:
-        >>> type(make_augmentation("mixup")).__name__
-        'Mixup'
-    """
+    """The augmentation of a name, with its defaults; a callable is returned as it is."""
     if callable(augmentation):
         return augmentation
     check_choice("augmentation", augmentation, get_args(AugmentationName))
     return Mixup() if augmentation == "mixup" else GaussianNoise()
-
-
-def augment(augmentation: Augmentation, x: Tensor, *, finite: bool) -> Tensor:
-    """An augmented batch.
-
-    Args:
-        augmentation: any callable.
-        x: inputs.
-        finite: whether to look for NaN and Inf, which waits for a GPU.
-
-    Raises:
-        ValueError: if the augmentation changes the shape, or makes NaN or Inf.
-    """
-    augmented = augmentation(x)
-    check_shape("augmentation(x)", augmented.shape, x.shape, "an augmentation keeps the shape")
-    if finite:
-        check_finite("augmentation(x)", augmented)
-    return augmented

@@ -1,21 +1,22 @@
 """One training step of distillation in a loop of one's own: student, teachers, labels.
 
-Here lives `SDKDDistiller`. What a forecast is compared with is in `loss`; optimizers, epochs and
-data are the caller's.
+What a forecast is compared with is in `loss`; optimizers, epochs and data are the caller's.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_batch, check_type
-from sdkd_plugin.augmentation import Augmentation, AugmentationName, augment, make_augmentation
+from sdkd_plugin._checks import check_batch, check_finite, check_shape, check_type
+from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
+    InputNames,
+    StoredOutputs,
     Teacher,
     TeacherOutput,
     accepted_inputs,
@@ -37,19 +38,18 @@ class SDKDDistiller(nn.Module):
         transform: the domain of the forecasts.
         bands: the partition of its frequencies; see `DistillationLoss`.
         task_loss: ``mse``, ``mae``, ``relative_l2``, or a function of forecast and labels that
-            returns the loss of each element or of each sample (torch's losses with
-            ``reduction="none"``).
-        augmentation: of the inputs, for function matching: ``mixup``, ``noise``, or a function of
-            ``x`` that keeps its shape. Teacher and student are compared on the augmented inputs,
-            the labels with a second forecast of the inputs as they are. Other inputs, such as
-            covariates, are not augmented. It excludes options that judge a teacher by labels.
+            returns the loss of each element or of each sample (``reduction="none"`` in torch).
+        augmentation: of ``x``, for function matching: ``mixup``, ``noise``, or a function that
+            keeps the shape. Teacher and student are compared on the augmented ``x``, the labels
+            with a second forecast, of ``x`` as it is. It excludes options that judge a teacher by
+            labels.
         example: inputs ``{"x": ..., **inputs}`` of any batch size; needed with ``latents``.
+            With stored outputs it has the ``index`` of its samples too.
         **options: of `DistillationLoss`: ``weighting``, ``kd_weight``, ``aggregation``,
             ``teacher_bound``, ``resolutions``, ``latents``, ``check_finite``.
 
     Raises:
-        ValueError: if an option is unknown, a weight is negative, a tap does not exist, or teacher
-            and student share weights.
+        ValueError: as `DistillationLoss`, and if teacher and student share weights.
 
     Example:
         >>> import torch
@@ -57,17 +57,14 @@ class SDKDDistiller(nn.Module):
         >>> teacher, student = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
         >>> distiller = SDKDDistiller(teacher, student, GridTransform((8, 8)), Bands.split(0.25))
         >>> x, y = torch.randn(2, 4, 1, 8, 8)
-        >>> terms = distiller.step(x, y)
-        >>> terms.total.backward()
-        >>> terms.frequency.shape
-        torch.Size([2])
+        >>> distiller.step(x, y).total.backward()
 
     Source: arXiv 2507.02939; ``augmentation``: Beyer et al. 2022, arXiv 2106.05237.
     """
 
     def __init__(
         self,
-        teacher: Teacher | Sequence[Teacher],
+        teacher: Teacher | Sequence[Teacher] | StoredOutputs,
         student: nn.Module,
         transform: AbstractTransform,
         bands: Bands | None = None,
@@ -81,26 +78,31 @@ class SDKDDistiller(nn.Module):
         check_type("student", student, nn.Module, "the model to be trained")
         self.student = student
         self.loss = DistillationLoss(teacher, transform, bands, **options)
+        self._inputs = named_inputs(student)
+        self._known_inputs = InputNames.any_of((self._inputs, self.loss.inputs))
         check_no_shared_weights(self.loss.teachers, student)
         self.task_loss = make_task_loss(task_loss)
         self.augmentation = None if augmentation is None else make_augmentation(augmentation)
+        if self.augmentation is not None and self.loss.stored is not None:
+            raise ValueError(
+                "`augmentation` is given with stored outputs, but the teachers must run on the "
+                "augmented inputs: leave it out, and precompute with `augmentation` and `views`."
+            )
         if self.augmentation is not None and self.loss.needs_labels:
             raise ValueError(
                 "`augmentation` is given with a `teacher_bound`, the aggregation 'camkd' or the "
-                "weighting 'confidence', which need labels, but augmented inputs have none: leave "
-                "one of them out."
+                "weighting 'confidence', which need labels: leave one of them out."
             )
         if self.loss.latents:
             if not isinstance(example, Mapping) or "x" not in example:
                 raise ValueError(
-                    "`example` is needed with `latents`: give inputs {'x': ..., **inputs} to learn "
-                    "the shapes of the latents from."
+                    "`example` is needed with `latents`, for their shapes: give {'x': x, **inputs}."
                 )
             self.loss.fit_latents(student, **example)
 
     def forward(self, x: Tensor, **inputs: Any) -> Tensor:
         """The student's forecast alone."""
-        return self.student(x, **accepted_inputs(self.student, inputs))
+        return self.student(x, **accepted_inputs(self._inputs, inputs))
 
     def step(
         self,
@@ -109,6 +111,7 @@ class SDKDDistiller(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         *,
         outputs: Sequence[TeacherOutput] | None = None,
+        index: Int[Tensor, " batch"] | None = None,
         **inputs: Any,
     ) -> DistillationTerms:
         """Forecast a batch with the student, and compare with labels and teachers.
@@ -116,15 +119,14 @@ class SDKDDistiller(nn.Module):
         Args:
             x: inputs, the first axis the batch.
             y: labels of the forecast's shape, or None for an unlabelled batch.
-            mask: True where a label is observed; as many axes as ``y``, each of its size or 1. It
-                applies to the labels only: student and teachers are compared everywhere. ``y`` may
-                have any value where it is False. Without any observed label the task term is 0.
+            mask: True where a label is observed; as many axes as ``y``, each of its size or 1.
+                Elsewhere ``y`` may have any value; student and teachers are compared there too.
+                Without any observed label the task term is 0.
             outputs: of the teachers for this batch, if they are known.
+            index: numbers of the samples in stored outputs; not used with live teachers. If these
+                have augmented views, one is drawn for each sample, as with an ``augmentation``.
             **inputs: further inputs of the models, such as ``edge_index``; each model gets those
                 that it accepts.
-
-        Returns:
-            the terms; call ``terms.total.backward()``.
 
         Raises:
             ValueError: if shapes do not match, a value is NaN or Inf, a mask comes without labels,
@@ -133,13 +135,18 @@ class SDKDDistiller(nn.Module):
         loss = self.loss
         # Before the student's forecast: a NaN would stay in its running statistics.
         check_batch(x, y, mask, inputs, finite=loss.check_finite)
-        if inputs:
-            self._check_accepted(inputs)
+        known = self._known_inputs
+        if not known.any_name and (unknown := inputs.keys() - known.names):
+            raise ValueError(
+                f"the inputs {sorted(unknown)} are accepted by neither student nor teacher, "
+                f"expected some of {sorted(known.names)}."
+            )
         if loss.kd_weight == 0 and (y is None or (mask is not None and not bool(mask.any()))):
             raise ValueError("`kd_weight` is 0 and the batch has no label: nothing to learn from.")
-        accepted = accepted_inputs(self.student, inputs)
+        accepted = accepted_inputs(self._inputs, inputs)
         task = None
-        if self.augmentation is not None and loss.kd_weight > 0:
+        views = loss.stored if loss.stored is not None and loss.stored.views else None
+        if (self.augmentation is not None or views is not None) and loss.kd_weight > 0:
             if outputs is not None:
                 raise ValueError(
                     "`outputs` is given with an `augmentation`, but the teachers must run on the "
@@ -147,20 +154,19 @@ class SDKDDistiller(nn.Module):
                 )
             if y is not None:
                 task = masked_error(self.student(x, **accepted), y, mask, self.task_loss)
-            x, y, mask = augment(self.augmentation, x, finite=loss.check_finite), None, None
+            y = mask = None
+            if views is not None and index is not None:
+                index, x = views.draw_views(index, x)
+            elif self.augmentation is not None:
+                augmented = self.augmentation(x)
+                check_shape("augmentation(x)", augmented.shape, x.shape, "it keeps the shape")
+                x = augmented
+                if loss.check_finite:
+                    check_finite("augmentation(x)", x)
         mine = call_model(self.student, x, accepted, loss.student_taps)
         if task is None:
             task = mine.forecast.new_zeros(())
             if y is not None:
                 task = masked_error(mine.forecast, y, mask, self.task_loss)
-        terms = loss.compare(mine.forecast, x, y, mask, mine.latents, outputs, inputs)
+        terms = loss.compare(mine.forecast, x, y, mask, mine.latents, outputs, inputs, index)
         return terms.with_task(task)
-
-    def _check_accepted(self, inputs: Mapping[str, Any]) -> None:
-        accepted = [named_inputs(model) for model in (self.student, *self.loss.teachers)]
-        names = frozenset().union(*(own for own, _ in accepted))
-        if not any(any_name for _, any_name in accepted) and (unknown := inputs.keys() - names):
-            raise ValueError(
-                f"the inputs {sorted(unknown)} are accepted by neither student nor teacher, "
-                f"expected some of {sorted(names)}."
-            )

@@ -1,7 +1,6 @@
 """Several processes: what is trained or measured beside the student is the same on all of them.
 
-Here live the few collectives that DistributedDataParallel does not do: it wraps the student alone,
-and copies buffers from the first process.
+DistributedDataParallel wraps the student alone, and copies buffers from the first process.
 """
 
 from torch import Tensor, nn
@@ -14,11 +13,7 @@ class DistributedSync:
     """Keeps the projectors and measured weights of a loss the same on all processes.
 
     Projectors start with the first process's weights, and their gradients are averaged, as
-    DistributedDataParallel does for the student. Averages of weightings, those of latents too, are
-    averaged after every step.
-
-    Args:
-        loss: with the same parts on all processes.
+    DistributedDataParallel does for the student. The loss has the same parts on all processes.
     """
 
     def __init__(self, loss: nn.Module) -> None:

@@ -1,7 +1,6 @@
 """The distillation loss: what a student's forecast is compared with, and the parts of the result.
 
-Here live `DistillationLoss`, which knows no student, and `DistillationTerms`. A student with its
-task loss is in `distiller`; calling teachers is in `teachers`.
+A student with its task loss is in `distiller`; calling teachers is in `teachers`.
 """
 
 import copy
@@ -11,7 +10,7 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_choice, check_positive, check_shape, check_type
@@ -28,7 +27,9 @@ from sdkd_plugin.losses.teacher_weights import (
 )
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
+    InputNames,
     Resolutions,
+    StoredOutputs,
     Teacher,
     TeacherOutput,
     accepted_inputs,
@@ -71,27 +72,19 @@ class DistillationTerms:
         return replace(self, total=total, task=task.detach())
 
     def scalars(self) -> dict[str, Tensor]:
-        """Named numbers without gradient, for a logger.
+        """Numbers without gradient, for a logger.
 
-        Example:
-            >>> zero = torch.tensor(0.0)
-            >>> terms = DistillationTerms(zero, zero, torch.zeros(2), {}, torch.ones(2))
-            >>> list(terms.scalars())
-            ['total', 'task', 'kd_band_0', 'kd_band_1', 'weight_0', 'weight_1']
+        Their names are ``total``, ``task``, ``kd_band_0``, ``weight_0`` and so on for each band,
+        ``teacher_weight_0`` and so on, and ``kd_student<-teacher`` for each latent pair.
         """
         scalars = {"total": self.total.detach()}
         if self.task is not None:
             scalars["task"] = self.task
-        for name, values in {
-            "kd_band": self.frequency,
-            "weight": self.band_weights,
-            "teacher_weight": self.teacher_weights,
-        }.items():
+        vectors = (self.frequency, self.band_weights, self.teacher_weights)
+        for name, values in zip(("kd_band", "weight", "teacher_weight"), vectors, strict=True):
             for i, value in enumerate(() if values is None else values):
                 scalars[f"{name}_{i}"] = value
-        for name, value in self.features.items():
-            scalars[f"kd_{name}"] = value
-        return scalars
+        return scalars | {f"kd_{name}": value for name, value in self.features.items()}
 
 
 class DistillationLoss(nn.Module):
@@ -101,14 +94,16 @@ class DistillationLoss(nn.Module):
     teacher's, g the weighted band masks and L the domain's Laplacian. Several teachers are averaged
     first, which gives the same gradient as averaging their losses.
 
-    Nothing given is changed. Teachers and transform are copied; the copies share memory with the
-    originals until the loss is moved to another device or dtype. Weightings and aggregations are
-    copied too. The teachers are in eval mode and without gradients, move with the loss, and are
-    not in ``parameters()``, ``state_dict()`` or ``train()``. ``parameters()`` are the projectors'.
+    Nothing given is changed. Teachers, transform, weighting and aggregation are copied; the weights
+    of teachers and transform share memory with the originals until the loss is moved to another
+    device or dtype. The teachers are in eval mode and without gradients, move with the loss, and
+    are not in ``parameters()``, ``state_dict()`` or ``train()``. ``parameters()`` are the
+    projectors'.
 
     Args:
         teacher: a module, a function, or several; called as ``teacher(x, **inputs)`` with the
             inputs that its signature accepts. A function runs as it is: freeze models inside it.
+            Or their stored outputs, a `TeacherCache`; then a step takes its samples' ``index``.
         transform: the domain of the forecasts.
         bands: the partition of its frequencies; below and from a quarter of the highest by default.
         weighting: of the bands: ``fixed``, ``relative``, ``adaptive``, ``confidence``, numbers from
@@ -125,8 +120,8 @@ class DistillationLoss(nn.Module):
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
-        check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step. On
-            a GPU this waits for the device.
+        check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
+            a GPU is waited for.
 
     Raises:
         ValueError: if an option is unknown or of a wrong type, a weight is negative, or a teacher's
@@ -134,13 +129,9 @@ class DistillationLoss(nn.Module):
 
     Example:
         >>> from sdkd_plugin import GridTransform
-        >>> teacher, student = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
-        >>> loss = DistillationLoss(teacher, GridTransform((8, 8)), Bands.split(0.25))
-        >>> x = torch.randn(4, 1, 8, 8)
-        >>> terms = loss(student(x), x)
-        >>> terms.total.backward()
-        >>> terms.frequency.shape
-        torch.Size([2])
+        >>> loss = DistillationLoss(nn.Conv2d(1, 1, 3, padding=1), GridTransform((8, 8)))
+        >>> student, x = nn.Conv2d(1, 1, 1), torch.randn(4, 1, 8, 8)
+        >>> loss(student(x), x).total.backward()
 
     Source: arXiv 2507.02939; ``teacher_bound``: Chen et al. 2017, "Learning efficient object
     detection models with knowledge distillation", eq. 4, with a sample in place of a box.
@@ -148,7 +139,7 @@ class DistillationLoss(nn.Module):
 
     def __init__(
         self,
-        teacher: Teacher | Sequence[Teacher],
+        teacher: Teacher | Sequence[Teacher] | StoredOutputs,
         transform: AbstractTransform,
         bands: Bands | None = None,
         *,
@@ -166,59 +157,68 @@ class DistillationLoss(nn.Module):
             check_positive("teacher_bound", teacher_bound, allow_zero=True)
         check_choice("resolutions", resolutions, get_args(Resolutions))
         check_type("latents", latents, Sequence, "such as [LatentPair('latent', 'latent')]")
+        self.stored = teacher if isinstance(teacher, StoredOutputs) else None
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
-        self._teachers = frozen_copies(teacher)
+        self.teachers = () if isinstance(teacher, StoredOutputs) else frozen_copies(teacher)
+        kinds = [type(each).__name__ for each in self.teachers]
+        kinds = kinds if self.stored is None else list(self.stored.names)
+        self._names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
         self.frequency = FrequencyAlignedLoss(
             aliased_copy(transform),
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
         )
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
-        self.aggregation.check(len(self._teachers))
+        self.aggregation.check(len(kinds))
         self.kd_weight = kd_weight
         self.teacher_bound = teacher_bound
         self.resolutions = resolutions
         self.check_finite = check_finite
+        # Whether labels decide how the teachers are weighted.
+        self.needs_labels = (
+            teacher_bound is not None
+            or self.aggregation.needs_labels
+            or self.frequency.weighting.needs_teacher_error
+        )
         self.latents = tuple(latents)
         self.latent_losses: LatentLosses | None = None
-        self._names = [f"teacher {i} ({type(t).__name__})" for i, t in enumerate(self._teachers)]
-        self._inputs = [named_inputs(each) for each in self._teachers]
-        self._input_names = frozenset().union(*(names for names, _ in self._inputs))
-        self._any_name = any(any_name for _, any_name in self._inputs)
-        self._taps = [self._taps_of(i) for i in range(len(self._teachers))]
-        for each, taps in zip(self._teachers, self._taps, strict=True):
-            check_taps(each, taps)
+        _check_pairs(self.latents, len(kinds))
+        self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.latents))
+        self.teacher_taps = [
+            tuple(dict.fromkeys(p.teacher for p in self.latents if p.teacher_index in (None, i)))
+            for i in range(len(kinds))
+        ]
+        self._inputs = [named_inputs(each) for each in self.teachers]
+        if self.stored is not None:
+            self._check_stored(self.stored)
+        else:
+            for each, taps in zip(self.teachers, self.teacher_taps, strict=True):
+                check_taps(each, taps)
+        known = None if self.stored is None else self.stored.inputs
+        self.inputs = known or InputNames.any_of(self._inputs)
         self._seen_a_batch = False
 
-    def _taps_of(self, index: int) -> tuple[str, ...]:
-        names = []
-        for pair in self.latents:
-            check_type("latents", pair, LatentPair, "such as LatentPair('latent', 'latent')")
-            if (pair.teacher_index or 0) >= len(self._teachers):
+    def _check_stored(self, stored: StoredOutputs) -> None:
+        for name, taps, kept in zip(self._names, self.teacher_taps, stored.taps, strict=True):
+            if missing := set(taps) - set(kept):
                 raise ValueError(
-                    f"`LatentPair.teacher_index` is {pair.teacher_index}, expected a teacher from "
-                    f"0 to {len(self._teachers) - 1}."
+                    f"`latents` has the taps {sorted(missing)} of {name}, but the stored outputs "
+                    f"have {list(kept)}: precompute them with a loss that has these latents."
                 )
-            if pair.teacher_index in (None, index):
-                names.append(pair.teacher)
-        if len({pair.name for pair in self.latents}) < len(self.latents):
+        if stored.views and self.needs_labels:
             raise ValueError(
-                f"`latents` is {[pair.name for pair in self.latents]}, expected each pair once."
+                "the stored outputs have augmented views, without labels, but `teacher_bound`, "
+                "'camkd' and 'confidence' need labels: precompute without views."
             )
-        return tuple(dict.fromkeys(names))
 
-    def fit_latents(self, student: nn.Module, x: Tensor, **inputs: Any) -> "DistillationLoss":
+    def fit_latents(
+        self, student: nn.Module, x: Tensor, *, index: Tensor | None = None, **inputs: Any
+    ) -> "DistillationLoss":
         """Make the projectors of the latent pairs, for a student and an example of its inputs.
 
-        The student is run once, in eval mode and without gradient, and not kept.
-
-        Args:
-            student: the model to be trained.
-            x: inputs of any batch size.
-            **inputs: further inputs of student and teachers.
-
-        Returns:
-            this loss.
+        The student is run once, in eval mode and without gradient, and not kept. ``x`` may have any
+        batch size; ``inputs`` are further inputs of student and teachers. With stored outputs,
+        ``index`` has the numbers of the samples. Returns this loss.
 
         Raises:
             ValueError: if a tap of the student does not exist, or latents do not fit.
@@ -228,21 +228,15 @@ class DistillationLoss(nn.Module):
         student.eval()
         try:
             with torch.no_grad():
-                outputs = self.teacher_outputs(x, **inputs)
+                outputs = self._outputs(index, x, inputs)
                 accepted = accepted_inputs(student, inputs)
                 latents = call_model(student, x, accepted, self.student_taps).latents
         finally:
             for module, training in modes.items():
                 module.training = training
-        self.latent_losses = LatentLosses(
-            self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
-        )
+        shapes = latents, [output.latents for output in outputs]
+        self.latent_losses = LatentLosses(self.latents, *shapes, self.transform, self.bands)
         return self
-
-    @property
-    def teachers(self) -> tuple[nn.Module, ...]:
-        """The frozen copies of the teachers."""
-        return self._teachers
 
     @property
     def transform(self) -> AbstractTransform:
@@ -254,41 +248,41 @@ class DistillationLoss(nn.Module):
         """The partition of its frequencies."""
         return self.frequency.bands
 
-    @property
-    def student_taps(self) -> tuple[str, ...]:
-        """Taps of the student that the latent pairs name."""
-        return tuple(dict.fromkeys(pair.student for pair in self.latents))
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether labels decide how the teachers are weighted."""
-        return (
-            self.teacher_bound is not None
-            or self.aggregation.needs_labels
-            or self.frequency.weighting.needs_teacher_error
-        )
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationLoss":
         """Move the teachers along with everything else."""
         super()._apply(fn, recurse)
-        for teacher in self._teachers:
+        for teacher in self.teachers:
             teacher._apply(fn, recurse)
         return self
 
+    def _outputs(
+        self, index: Tensor | None, x: Tensor | None, inputs: Mapping[str, Any]
+    ) -> tuple[TeacherOutput, ...]:
+        """The teachers' outputs for a batch, stored or live."""
+        if self.stored is not None:
+            if index is None:
+                raise ValueError(
+                    "`index` is None and the teachers' outputs are stored: give the numbers of the "
+                    "samples, or a live teacher in place of the stored outputs."
+                )
+            return self.stored.outputs(index, x)
+        if x is None:
+            raise ValueError("`x` and `outputs` are None, expected one of them.")
+        return self.teacher_outputs(x, **inputs)
+
     @torch.no_grad()
     def teacher_outputs(self, x: Tensor, **inputs: Any) -> tuple[TeacherOutput, ...]:
-        """The output of each teacher for a batch, without gradient.
+        """The output of each teacher for inputs ``(batch, ...)``, without gradient.
 
-        Args:
-            x: inputs, the first axis the batch.
-            **inputs: further inputs; each teacher gets those that it accepts.
+        Each teacher gets those of the further inputs that it accepts.
         """
         outputs = []
-        for i, (names, any_name) in enumerate(self._inputs):
-            taken = inputs
-            if inputs and not any_name:
-                taken = {n: v for n, v in inputs.items() if n in names}
-            outputs.append(call_model(self._teachers[i], x, taken, self._taps[i]))
+        for teacher, names, taps in zip(
+            self.teachers, self._inputs, self.teacher_taps, strict=True
+        ):
+            known = inputs.keys() <= names.names
+            taken = inputs if known else accepted_inputs(names, inputs)
+            outputs.append(call_model(teacher, x, taken, taps))
         return tuple(outputs)
 
     def forward(
@@ -300,6 +294,7 @@ class DistillationLoss(nn.Module):
         *,
         latents: Mapping[str, Tensor] | None = None,
         outputs: Sequence[TeacherOutput] | None = None,
+        index: Int[Tensor, " batch *view"] | None = None,
         **inputs: Any,
     ) -> DistillationTerms:
         """The distillation terms of a student's forecast.
@@ -311,16 +306,17 @@ class DistillationLoss(nn.Module):
             mask: True where a label is observed; as many axes as ``y``, each of its size or 1.
             latents: the student's activations by tap, if latents are distilled.
             outputs: of the teachers for this batch, if they are known.
+            index: numbers of the samples in stored outputs; not used with live teachers.
             **inputs: further inputs of the teachers, such as ``edge_index``.
 
         Raises:
             ValueError: if shapes do not match, a value is NaN or Inf, a mask has no labels, or
                 neither ``x`` nor ``outputs`` is given.
         """
-        if inputs and not self._any_name:
-            inputs = {n: v for n, v in inputs.items() if n in self._input_names}
+        if not inputs.keys() <= self.inputs.names:
+            inputs = accepted_inputs(self.inputs, inputs)
         check_batch(x, y, mask, inputs, finite=self.check_finite)
-        return self.compare(forecast, x, y, mask, latents, outputs, inputs)
+        return self.compare(forecast, x, y, mask, latents, outputs, inputs, index)
 
     def compare(
         self,
@@ -331,30 +327,24 @@ class DistillationLoss(nn.Module):
         latents: Mapping[str, Tensor] | None,
         outputs: Sequence[TeacherOutput] | None,
         inputs: Mapping[str, Any],
+        index: Tensor | None = None,
     ) -> DistillationTerms:
         """`forward` for a batch that `check_batch` has checked."""
         if self.kd_weight == 0:
             return DistillationTerms(forecast.new_zeros(()))
         if outputs is None:
-            if x is None:
-                raise ValueError("`x` and `outputs` are None, expected one of them.")
-            outputs = self.teacher_outputs(x, **inputs)
+            outputs = self._outputs(index, x, inputs)
         if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
+        transform, finite = self.frequency.transform, self.check_finite
         forecasts = checked_forecasts(
-            outputs,
-            self._names,
-            forecast,
-            self.frequency.transform,
-            resolutions=self.resolutions,
-            finite=self.check_finite,
+            outputs, self._names, forecast, transform, self.resolutions, finite
         )
-        if self.check_finite and not self._seen_a_batch:
+        if finite and not self._seen_a_batch:
             self._seen_a_batch = True
-            warn_of_empty_bands(forecasts, self._names, self.transform, self.bands)
+            warn_of_empty_bands(forecasts, self._names, transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
-        total = terms.total
-        features: dict[str, Tensor] = {}
+        total, features = terms.total, {}
         if self.latents:
             if self.latent_losses is None:
                 raise ValueError(
@@ -364,28 +354,19 @@ class DistillationLoss(nn.Module):
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
                 total = total + pair.weight * losses[pair.name]
-            features = {name: value.detach() for name, value in losses.items()}
-        return DistillationTerms(
-            total=self.kd_weight * total,
-            frequency=terms.errors,
-            features=features,
-            band_weights=terms.weights.detach(),
-            teacher_weights=weights,
-        )
+                features[pair.name] = losses[pair.name].detach()
+        total, band_weights = self.kd_weight * total, terms.weights.detach()
+        return DistillationTerms(total, None, terms.errors, features, band_weights, weights)
 
     def _frequency_terms(
-        self,
-        forecast: Tensor,
-        forecasts: Sequence[Tensor],
-        y: Tensor | None,
-        mask: Tensor | None,
+        self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None
     ) -> tuple[FrequencyTerms, Tensor]:
         """The frequency-aligned loss to the weighted mean of the teachers, and their weights."""
         band_weights = None
         if len(forecasts) == 1:
             target, weights = forecasts[0], forecasts[0].new_ones(1)
         else:
-            teachers, gradients = torch.stack(list(forecasts)), None
+            teachers, gradients = torch.stack(forecasts), None
             if self.aggregation.needs_gradients:
                 # The bands' weights come first: a weighting may keep averages of what it measures.
                 with torch.no_grad():
@@ -404,3 +385,16 @@ class DistillationLoss(nn.Module):
             forecast, target, y, mask, weights=band_weights, sample_weights=kept
         )
         return terms, weights
+
+
+def _check_pairs(pairs: Sequence[LatentPair], n_teachers: int) -> None:
+    for pair in pairs:
+        check_type("latents", pair, LatentPair, "such as LatentPair('latent', 'latent')")
+        if (pair.teacher_index or 0) >= n_teachers:
+            raise ValueError(
+                f"`LatentPair.teacher_index` is {pair.teacher_index}, expected a teacher from 0 to "
+                f"{n_teachers - 1}."
+            )
+    names = [pair.name for pair in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`latents` is {names}, expected each pair once.")

@@ -1,6 +1,5 @@
-"""A model that reads and forecasts at a resolution of its own.
+"""A model whose architecture or training is bound to one resolution, for inputs of any other.
 
-Here lives the wrapper for a teacher whose architecture or training is bound to one resolution.
 Forecasts of two resolutions are compared in `teachers`.
 """
 
@@ -19,8 +18,8 @@ from sdkd_plugin.teachers import accepted_inputs
 class AtResolution(nn.Module):
     """Gives a model its inputs at the resolution that it was trained at.
 
-    The inputs ``x`` of any resolution are resampled by `resample_frequencies`: frequencies that a
-    coarser input does not have are 0. The forecast stays at the model's resolution. If data of that
+    Inputs ``x`` of any resolution are resampled by their spectra: frequencies that a coarser input
+    does not have are 0. The forecast stays at the model's resolution. If data of that
     resolution exist, run the model on those, and pass its forecasts to a step as ``outputs``.
 
     Args:
@@ -45,6 +44,8 @@ class AtResolution(nn.Module):
         super().__init__()
         self.model = model
         self.grid = GridTransform(shape, boundary)
+        # The grid of the last inputs; in a tuple, where nn.Module does not look.
+        self._given: tuple[GridTransform, ...] = ()
 
     @property
     def taps(self) -> Mapping[str, str]:
@@ -59,6 +60,8 @@ class AtResolution(nn.Module):
                 f"`x` has shape {tuple(x.shape)}, expected a batch axis and {len(axes)} "
                 "of the grid."
             )
-        given = self.grid.resized(tuple(x.shape[axis] for axis in axes)).to(x.device)
-        x = resample_frequencies(x, given, self.grid)
+        sizes = tuple(x.shape[axis] for axis in axes)
+        if not self._given or self._given[0].shape != sizes:
+            self._given = (self.grid.resized(sizes),)
+        x = resample_frequencies(x, self._given[0].to(x.device), self.grid)
         return self.model(x, **accepted_inputs(self.model, inputs))

@@ -1,36 +1,35 @@
-"""Taps: the places in a model whose activations can be distilled.
-
-Here live looking a tap up by name and reading its activation; what is compared is in `losses`.
-"""
+"""Taps: the places in a model whose activations can be distilled, and how they are read."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def tap_path(model: nn.Module, name: str) -> str:
     """The module path of a tap: a name from the model's own ``taps``, or any module's path.
 
-    Raises:
-        ValueError: if there is no such tap; the message lists the model's taps and near paths.
+    Taps of a model in `DistributedDataParallel` are named as without it.
 
     Example:
         >>> tap_path(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "1")
         '1'
     """
-    named: dict[str, str] = dict(getattr(model, "taps", {}))
-    if name in named:
-        return named[name]
-    paths = [path for path, _ in model.named_modules() if path]
-    if name in paths:
+    inner, prefix = model, ""
+    if isinstance(model, DistributedDataParallel):
+        inner, prefix = cast(nn.Module, model.module), "module."
+    named: dict[str, str] = dict(getattr(inner, "taps", {}))
+    paths = [path for path, _ in inner.named_modules() if path]
+    if name in named or name in paths:
+        return prefix + named.get(name, name)
+    if prefix and name.removeprefix(prefix) in paths:
         return name
     near = get_close_matches(name, [*named, *paths], n=5, cutoff=0.3) or paths[:5]
     raise ValueError(
-        f"`{type(model).__name__}` has no tap {name!r}; it names {sorted(named)}, and any module "
+        f"`{type(inner).__name__}` has no tap {name!r}; it names {sorted(named)}, and any module "
         f"path will do, such as {near}."
     )
 
@@ -40,7 +39,7 @@ class TapReader:
 
     Args:
         model: any module.
-        names: taps, as `tap_path` finds them.
+        names: of its own ``taps``, or module paths.
 
     Raises:
         ValueError: if a tap does not exist.
@@ -63,12 +62,7 @@ class TapReader:
         self.attach()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     def attach(self) -> None:
@@ -93,19 +87,19 @@ class TapReader:
         """
         activations, self._activations = self._activations, {}
         for name, path in self._paths.items():
+            tap = f"the tap {name!r} (module {path!r})"
             if name not in activations:
                 raise ValueError(
-                    f"the tap {name!r} (module {path!r}) was not reached in the forward pass of "
-                    f"`{type(self._model).__name__}`: call the model before its taps are read."
+                    f"{tap} was not reached in the forward pass of `{type(self._model).__name__}`: "
+                    "call the model before its taps are read."
                 )
             if not isinstance(activations[name], Tensor):
-                raise ValueError(
-                    f"the tap {name!r} (module {path!r}) gives a "
-                    f"{type(activations[name]).__name__}, expected a tensor: tap a module inside."
-                )
+                kind = type(activations[name]).__name__
+                raise ValueError(f"{tap} gives a {kind}, expected a tensor: tap a module inside.")
         return activations
 
     def _hook(self, name: str) -> Any:
+        # A function, which a copy of the model shares; a method would be copied with this reader.
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             self._activations[name] = output
 

@@ -1,30 +1,30 @@
 """Teachers: private frozen copies of any callable model, and their outputs.
 
-Here live the copies, the call of a model with the inputs it accepts, the checks of what a teacher
-returns, and `precompute`. What is learned from the outputs is in `loss`.
+Here live the copies, the call of a model with the inputs it accepts and the checks of what it
+returns. What is learned from the outputs is in `loss`, what keeps them in `cache`.
 """
 
 import copy
 import inspect
+import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+import jaxtyping
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
 
-from sdkd_plugin._checks import check_finite, check_shape
+from sdkd_plugin._checks import check_finite, check_shape, shown
 from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
 from sdkd_plugin.taps import TapReader, tap_path
-
-if TYPE_CHECKING:
-    from sdkd_plugin.loss import DistillationLoss
 
 Resolutions = Literal["equal", "shared"]
 Teacher = Callable[..., Tensor]
@@ -33,27 +33,22 @@ Module = TypeVar("Module")
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's forecast and tapped latents for some samples.
-
-    Attributes:
-        forecast: of shape ``(batch, ...)``.
-        latents: activations by tap, the first axis the batch.
-    """
+    """A teacher's forecast ``(batch, ...)`` and latents ``(batch, ...)`` by tap."""
 
     forecast: Tensor
     latents: Mapping[str, Tensor] = field(default_factory=dict)
 
     def select(self, rows: Int[Tensor, " rows"]) -> "TeacherOutput":
         """The output for some of the samples."""
-        return TeacherOutput(
-            self.forecast[rows], {tap: latent[rows] for tap, latent in self.latents.items()}
-        )
+        return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "TeacherOutput":
         """The output on a device."""
-        return TeacherOutput(
-            self.forecast.to(device), {tap: each.to(device) for tap, each in self.latents.items()}
-        )
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "TeacherOutput":
+        latents = {tap: change(latent) for tap, latent in self.latents.items()}
+        return TeacherOutput(change(self.forecast), latents)
 
 
 class FunctionTeacher(nn.Module):
@@ -73,16 +68,10 @@ def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]
 
     The originals are not changed. A scripted, traced or exported teacher is copied with its
     weights. DistributedDataParallel is taken off.
-
-    Raises:
-        ValueError: if there is no teacher, or one is not callable or cannot be copied.
     """
-    several = isinstance(teacher, nn.ModuleList) or not callable(teacher)
-    if several and (isinstance(teacher, str) or not isinstance(teacher, Iterable)):
-        raise ValueError(
-            f"`teacher` is {teacher!r}, expected a module, a function, or a sequence of them: load "
-            "a trained model first."
-        )
+    several = isinstance(teacher, nn.ModuleList) or (
+        isinstance(teacher, Iterable) and not callable(teacher) and not isinstance(teacher, str)
+    )
     given = tuple(cast(Sequence[Teacher], teacher)) if several else (cast(Teacher, teacher),)
     if not given:
         raise ValueError("`teacher` is an empty sequence, expected at least one teacher.")
@@ -91,7 +80,10 @@ def frozen_copies(teacher: Teacher | Sequence[Teacher]) -> tuple[nn.Module, ...]
 
 def _frozen_copy(teacher: Teacher) -> nn.Module:
     if not callable(teacher) or isinstance(teacher, type):
-        raise ValueError(f"`teacher` has a {type(teacher).__name__}, expected a module.")
+        raise ValueError(
+            f"`teacher` is {shown(teacher)}, expected a module, a function, or a sequence of them: "
+            "load a trained model first."
+        )
     if not isinstance(teacher, nn.Module):
         return FunctionTeacher(teacher)
     model = teacher.module if isinstance(teacher, DistributedDataParallel) else teacher
@@ -122,10 +114,7 @@ def _trains(node: Node) -> bool:
 
 
 def aliased_copy(module: Module) -> Module:
-    """A copy of a module with parameters and buffers of its own that share the original's memory.
-
-    ``.to()`` of the copy does not change the original.
-    """
+    """A copy whose weights share the original's memory; ``.to()`` changes only the copy."""
     memo: dict[int, Any] = {}
     if isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):
         for tensor in (*module.parameters(), *module.buffers()):
@@ -137,11 +126,7 @@ def aliased_copy(module: Module) -> Module:
 
 
 def check_no_shared_weights(teachers: Iterable[nn.Module], student: nn.Module) -> None:
-    """Refuse a student whose training would change a teacher.
-
-    Raises:
-        ValueError: if a teacher and the student have weights in the same memory.
-    """
+    """Refuse a student whose training would change a teacher."""
     trained = _storages(student.parameters())
     if any(trained & _storages((*each.parameters(), *each.buffers())) for each in teachers):
         raise ValueError(
@@ -156,57 +141,103 @@ def _storages(tensors: Iterable[Tensor]) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in dense} - {0}
 
 
-def named_inputs(model: nn.Module) -> tuple[frozenset[str], bool]:
-    """Names of a model's forward parameters after the first, and whether it takes any others.
+class InputNames(NamedTuple):
+    """Names of a model's forward parameters after the first, and whether it takes any others."""
+
+    names: frozenset[str]
+    any_name: bool
+
+    @classmethod
+    def any_of(cls, several: Iterable["InputNames"]) -> "InputNames":
+        """What at least one of several models accepts."""
+        names, any_name = zip(*several, strict=True)
+        return cls(frozenset().union(*names), any(any_name))
+
+
+class StoredOutputs(ABC):
+    """Outputs of teachers that ran before, by sample number; given to a loss in their place.
+
+    Attributes:
+        names: of the teachers' classes.
+        taps: of each teacher, whose latents are kept.
+        inputs: that the teachers accepted.
+        views: augmented ones of each sample; view 0 is its inputs as they are.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        taps: Sequence[Sequence[str]],
+        inputs: InputNames,
+        views: int,
+    ) -> None:
+        self.names, self.taps = tuple(names), tuple(tuple(each) for each in taps)
+        self.inputs, self.views = inputs, views
+
+    @abstractmethod
+    def outputs(
+        self, index: Int[Tensor, " batch *view"], x: Float[Tensor, "batch ..."] | None = None
+    ) -> tuple[TeacherOutput, ...]:
+        """One output a teacher.
+
+        Args:
+            index: numbers of the samples; of shape ``(batch, 2)`` with their views.
+            x: their inputs, to refuse others than the teachers had; the outputs are on its device.
+        """
+
+    @abstractmethod
+    def draw_views(
+        self, index: Int[Tensor, " batch"], x: Float[Tensor, "batch ..."]
+    ) -> tuple[Int[Tensor, "batch 2"], Float[Tensor, "batch ..."]]:
+        """The index of a view of each sample, drawn by torch's generator, and its inputs."""
+
+
+def named_inputs(model: nn.Module) -> InputNames:
+    """The inputs that a model accepts.
 
     Wrappers of torch (DataParallel, DistributedDataParallel, ``torch.compile``) are looked through.
 
     Example:
         >>> named_inputs(nn.Bilinear(2, 2, 1))
-        (frozenset({'input2'}), False)
+        InputNames(names=frozenset({'input2'}), any_name=False)
     """
-    while True:
-        if isinstance(model, nn.DataParallel | DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            break
+    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
+        model, "_orig_mod"
+    ):
+        model = cast(nn.Module, getattr(model, "_orig_mod", None) or model.module)
     forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
     schema = getattr(forward, "schema", None)
     if schema is not None:  # scripted or traced: x comes first, or self and x
         first = 1 if isinstance(model, FunctionTeacher) else 2
-        return frozenset(argument.name for argument in schema.arguments[first:]), False
+        return InputNames(frozenset(a.name for a in schema.arguments[first:]), any_name=False)
     try:
-        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        given = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
-        parameters = []
+        given = []
     names, any_name = set(), False
-    for p in parameters:
+    for p in given:
         if p.kind is p.VAR_KEYWORD:
             any_name = True
         elif p.kind is not p.VAR_POSITIONAL:
             names.add(p.name)
-    return frozenset(names), any_name
+    return InputNames(frozenset(names), any_name)
 
 
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the inputs that a model's forward accepts, by name or in its ``**kwargs``.
+
+    In a training step give what `named_inputs` found once.
 
     Example:
         >>> accepted_inputs(nn.Bilinear(2, 2, 1), {"input2": 1, "edge_index": 2})
         {'input2': 1}
     """
-    names, any_name = named_inputs(model)
+    names, any_name = model if isinstance(model, InputNames) else named_inputs(model)
     return {name: value for name, value in inputs.items() if any_name or name in names}
 
 
 def check_taps(model: nn.Module, taps: Iterable[str]) -> None:
-    """Refuse taps that do not exist, or that hooks cannot read.
-
-    Raises:
-        ValueError: naming the tap or the wrapper.
-    """
+    """Refuse taps that do not exist, or that hooks cannot read."""
     unread = torch.jit.ScriptModule | nn.DataParallel | GraphModule
     for tap in taps:
         if isinstance(model, unread) or hasattr(model, "_orig_mod"):
@@ -221,23 +252,14 @@ def check_taps(model: nn.Module, taps: Iterable[str]) -> None:
 def call_model(
     model: nn.Module, x: Tensor, inputs: Mapping[str, Any], taps: Sequence[str] = ()
 ) -> TeacherOutput:
-    """A model's forecast and the activations of its taps.
-
-    Args:
-        model: called as ``model(x, **inputs)``.
-        x: inputs, the first axis the batch.
-        inputs: those that it accepts.
-        taps: names, as `TapReader` takes them.
-
-    Raises:
-        ValueError: if a tap was not reached, or the forecast is not a tensor.
-    """
+    """A model's forecast, which must be a tensor, and the activations of its taps."""
+    latents: dict[str, Tensor] = {}
     if taps:
         with TapReader(model, taps) as reader:
             forecast = model(x, **inputs)
         latents = reader.read()
     else:
-        forecast, latents = model(x, **inputs), {}
+        forecast = model(x, **inputs)
     if not isinstance(forecast, Tensor):
         raise ValueError(
             f"`{type(model).__name__}` returns a {type(forecast).__name__}, expected one tensor: "
@@ -246,56 +268,11 @@ def call_model(
     return TeacherOutput(forecast, latents)
 
 
-def precompute(
-    loss: "DistillationLoss", batches: Iterable[Mapping[str, Any]]
-) -> tuple[TeacherOutput, ...]:
-    """The teachers' outputs for a whole data set, so that no training step runs a teacher.
-
-    Args:
-        loss: with the teachers, on their device.
-        batches: keyword arguments of `DistillationLoss.teacher_outputs`: ``x`` and further inputs,
-            in a fixed order. Tensors are moved to the device of the teachers' weights.
-
-    Returns:
-        one output a teacher on the CPU, its rows in the order of the batches. Pass
-        ``[output.select(rows) for output in outputs]`` to a step as ``outputs``.
-
-    Raises:
-        ValueError: if there is no batch.
-
-    Example:
-        >>> from sdkd_plugin import DistillationLoss
-        >>> loss = DistillationLoss(nn.Conv2d(1, 1, 1), GridTransform((8, 8)))
-        >>> x = torch.randn(6, 1, 8, 8)
-        >>> (output,) = precompute(loss, ({"x": part} for part in x.split(4)))
-        >>> output.select(torch.tensor([5, 0])).forecast.shape
-        torch.Size([2, 1, 8, 8])
-    """
-    device = next((p.device for teacher in loss.teachers for p in teacher.parameters()), None)
-    parts: list[list[TeacherOutput]] = []
-    for batch in batches:
-        inputs = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-        parts.append([output.to("cpu") for output in loss.teacher_outputs(**inputs)])
-    if not parts:
-        raise ValueError("`batches` is empty, expected at least one batch.")
-    return tuple(
-        TeacherOutput(
-            torch.cat([part.forecast for part in of_teacher]),
-            {tap: torch.cat([p.latents[tap] for p in of_teacher]) for tap in of_teacher[0].latents},
-        )
-        for of_teacher in zip(*parts, strict=True)
-    )
-
-
 def checked_forecasts(
     outputs: Sequence[TeacherOutput],
     names: Sequence[str],
     forecast: Tensor,
     transform: AbstractTransform,
-    *,
     resolutions: Resolutions,
     finite: bool,
 ) -> list[Tensor]:
@@ -303,24 +280,11 @@ def checked_forecasts(
 
     A forecast of another resolution, if that is allowed, is resampled to the student's. Frequencies
     missing from the teacher's grid are filled with the student's coefficients, so that they add
-    nothing to the loss.
-
-    Args:
-        outputs: one a teacher.
-        names: of the teachers, for messages.
-        forecast: the student's.
-        transform: the domain of the student's forecast.
-        resolutions: whether a teacher's grid may have another resolution.
-        finite: whether to look for NaN and Inf, which waits for a GPU.
-
-    Raises:
-        ValueError: naming the teacher, if an output is missing, has another shape than the
-            student's forecast (but for an allowed resolution), or is NaN or Inf.
+    nothing to the loss. Messages have the ``names`` of the teachers.
     """
-    if len(outputs) != len(names):
-        raise ValueError(
-            f"`outputs` has {len(outputs)} entries, expected {len(names)}: one a teacher."
-        )
+    n, expected = len(outputs), len(names)
+    if n != expected:
+        raise ValueError(f"`outputs` has {n} entries, expected {expected}: one a teacher.")
     checked = []
     for name, output in zip(names, outputs, strict=True):
         theirs = output.forecast.detach()
@@ -360,11 +324,17 @@ def warn_of_empty_bands(
     forecasts: Sequence[Tensor], names: Sequence[str], transform: AbstractTransform, bands: Bands
 ) -> None:
     """Warn of bands in which a teacher's forecast is 0: the loss draws the student to 0 there."""
+    # The caller's frame is the first that is not of this package, torch's modules or type checks.
+    files = (__file__, str(torch.__file__), str(jaxtyping.__file__))
+    ours = tuple(os.path.join(os.path.dirname(file), "") for file in files)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
     for name, forecast in zip(names, forecasts, strict=True):
         energy = transform.sample_band_energy(forecast, bands).sum(0)
         if empty := (energy == 0).nonzero()[:, 0].tolist():
             warnings.warn(
                 f"the forecast of {name} is 0 in the bands {empty} (0 is the lowest), and the loss "
                 "draws the student to 0 there; choose other bands if that is not meant.",
-                stacklevel=2,
+                stacklevel=level,
             )

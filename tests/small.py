@@ -1,8 +1,11 @@
 """Small models and fields that the tests of the losses and the core share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sdkd_plugin import Bands, DistillationLoss, GridTransform, LatentPair, SDKDDistiller
@@ -21,6 +24,18 @@ def batch(seed: int = 0, n: int = 5) -> tuple[Tensor, Tensor]:
 
 
 X, Y = batch()
+
+
+def refusals(*cases: tuple, of: Callable | None = None) -> Callable:
+    """A test that each call, or ``of`` with each arguments, is refused with a message's pattern."""
+
+    @pytest.mark.usefixtures("as_shipped")
+    @pytest.mark.parametrize(("call", "message"), cases)
+    def test(call: object, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            call() if of is None else of(**call)
+
+    return test
 
 
 def net(width: int = 4, seed: int = 2, *, regularised: bool = False) -> nn.Sequential:
@@ -55,17 +70,25 @@ def with_latents(**options: object) -> SDKDDistiller:
     return make(**({"latents": LATENTS, "example": {"x": X[:2]}} | options))
 
 
-def train(distiller: SDKDDistiller, steps: int = 5, **options: object) -> list[float]:
-    """Several Adam steps; the totals."""
-    optimiser = torch.optim.Adam(distiller.parameters(), 1e-2)
-    totals = []
+def descend(
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    rate: float = 1e-2,
+) -> list[float]:
+    """Adam steps on the losses of the numbers 0, 1, ...; the losses."""
+    optimiser, values = torch.optim.Adam(parameters, rate), []
     for i in range(steps):
-        terms = distiller.step(*batch(i), **options)
+        value = loss(i)
         optimiser.zero_grad()
-        terms.total.backward()
+        value.backward()
         optimiser.step()
-        totals.append(terms.total.item())
-    return totals
+        values.append(value.item())
+    return values
+
+
+def train(distiller: SDKDDistiller, steps: int) -> list[float]:
+    return descend(distiller.parameters(), lambda i: distiller.step(*batch(i)).total, steps)
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -114,3 +137,11 @@ def random_graph() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(0, 10, (2, 30), generator=generator)
     return {"edge_index": edges, "edge_weight": torch.rand(30, generator=generator)}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

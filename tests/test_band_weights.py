@@ -1,11 +1,12 @@
 """Band weights: one contract for all weightings, known answers, loops over steps, refusals."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small import random
+from small import random, refusals
 from torch import Tensor
 
 from sdkd_plugin import Bands, FrequencyAlignedLoss, GridTransform
@@ -16,9 +17,7 @@ from sdkd_plugin.losses.band_weights import (
     ConfidenceWeighting,
     FixedWeighting,
     RelativeWeighting,
-    confidence_weights,
     make_weighting,
-    relative_weights,
 )
 
 LINE, HALVES = GridTransform((8,)), Bands.split(0.5)
@@ -38,16 +37,25 @@ def history(steps: int, n_bands: int = 3, dtype: torch.dtype = torch.float32) ->
     return [BandEvidence(*torch.tensor(np.array(row)).to(dtype)) for row in rows]
 
 
+class Counted(GridTransform):
+    """Counts its transforms."""
+
+    transforms = 0
+
+    def sample_band_energy(self, x: Tensor, bands: Bands) -> Tensor:
+        self.transforms += 1
+        return super().sample_band_energy(x, bands)
+
+
 class WeightingContract:
-    """What each weighting of three bands promises; a new one gives these two fixtures."""
+    """What each weighting of three bands promises."""
+
+    make: type[AbstractWeighting]
+    fits_any_partition = False
 
     @pytest.fixture
     def weighting(self) -> AbstractWeighting:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def fits_any_partition(self) -> bool:
-        return False
+        return self.make()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("training", [True, False])
@@ -97,6 +105,18 @@ class WeightingContract:
             assert torch.equal(weights, resumed(evidence))
             assert torch.equal(weights, again(evidence))
 
+    def test_fields_are_transformed_for_it_only_where_it_uses_them(self, weighting):
+        fields = random(2, 1, 8), random(2, 1, 8, seed=1), random(2, 1, 8, seed=2)
+        for training in (True, False):
+            transform = Counted((8,))
+            loss = FrequencyAlignedLoss(transform, Bands.dyadic(3), weighting).train(training)
+            weights = loss.terms(*fields).weights
+            used = training or weighting.needs_in_eval
+            needs = (weighting.needs_teacher_energy, weighting.needs_teacher_error)
+            assert transform.transforms == 1 + used * sum(needs)
+            bare = weighting(BandEvidence(torch.zeros(3))) if not used else weights
+            assert torch.equal(weights, bare)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_another_dtype_of_the_model_changes_no_weight(self, weighting, dtype):
         cast = copy.deepcopy(weighting).to(dtype)
@@ -122,19 +142,19 @@ class WeightingContract:
         weighting.to("meta")
         assert weighting(BandEvidence(*torch.empty(3, 3, device="meta"))).shape == (3,)
 
-    def test_it_fits_its_number_of_bands(self, weighting, fits_any_partition):
+    def test_it_fits_its_number_of_bands(self, weighting):
         assert make_weighting(weighting, 3) is weighting
-        if fits_any_partition:
-            weighting.check(7)
+        if self.fits_any_partition:
+            assert make_weighting(weighting, 7) is weighting
         else:
-            with pytest.raises(ValueError, match=r"(3 values|weighting is 3), expected 2"):
-                weighting.check(2)
+            with pytest.raises(
+                ValueError, match="`weights` has 3 values, expected 2: one for each"
+            ):
+                make_weighting(weighting, 2)
 
 
 class TestFixed(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return FixedWeighting((0.1, 0.0, 2.0))
+    make = staticmethod(partial(FixedWeighting, (0.1, 0.0, 2.0)))
 
     def test_known_answers(self, weighting):
         assert weighting(history(1, dtype=torch.float64)[0]).tolist() == [0.1, 0, 2]
@@ -142,13 +162,8 @@ class TestFixed(WeightingContract):
 
 
 class TestRelative(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return RelativeWeighting()
-
-    @pytest.fixture
-    def fits_any_partition(self):
-        return True
+    make = RelativeWeighting
+    fits_any_partition = True
 
     @pytest.mark.parametrize(
         ("floor", "energy", "weights"),
@@ -163,13 +178,10 @@ class TestRelative(WeightingContract):
     def test_known_answers(self, floor, energy, weights):
         evidence = BandEvidence(torch.zeros(len(energy)), torch.tensor(energy))
         torch.testing.assert_close(RelativeWeighting(floor)(evidence), torch.tensor(weights))
-        torch.testing.assert_close(relative_weights(evidence[1], floor), torch.tensor(weights))
 
 
 class TestAdaptive(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return AdaptiveWeighting(3, decay=0.5)
+    make = staticmethod(partial(AdaptiveWeighting, 3, decay=0.5))
 
     def test_equals_a_loop_over_steps(self):
         decay, most, floor = 0.7, 1.5, 0.02
@@ -202,9 +214,7 @@ class TestAdaptive(WeightingContract):
 
 
 class TestConfidence(WeightingContract):
-    @pytest.fixture
-    def weighting(self):
-        return ConfidenceWeighting(3, decay=0.5)
+    make = staticmethod(partial(ConfidenceWeighting, 3, decay=0.5))
 
     def test_equals_a_loop_over_steps(self):
         weighting, error, energy = ConfidenceWeighting(3, decay=0.8), np.zeros(3), np.zeros(3)
@@ -221,7 +231,8 @@ class TestConfidence(WeightingContract):
         labelled = weighting(BandEvidence(numbers(1, 1), numbers(3, 1), numbers(1, 1)))
         assert labelled.tolist() == [0.75, 0.5]
         assert torch.equal(weighting(BandEvidence(numbers(9, 9), numbers(9, 1))), labelled)
-        weights = confidence_weights(numbers(3, 1, 0, 0), numbers(0, 1, 2, 0))
+        error, energy = numbers(0, 1, 2, 0), numbers(3, 1, 0, 0)
+        weights = ConfidenceWeighting(4)(BandEvidence(error, energy, error))
         assert weights.tolist() == [1.0, 0.5, 0.0, 1.0]
 
     def test_without_decay_only_measure_moves_the_estimate(self):
@@ -274,36 +285,29 @@ def measure(weighting: str = "confidence", **changed: Tensor) -> None:
 ONES = numbers(1, 1)
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: FixedWeighting(()), r"`weights` is \(\), expected finite numbers of at least 0,"),
-        (lambda: FixedWeighting((1, -0.5)), r"`weights` is \(1.0, -0.5\), expected finite number"),
-        (lambda: FixedWeighting((1, torch.nan)), r"`weights` is \(1.0, nan\), expected finite"),
-        (lambda: FixedWeighting((1, torch.inf)), r"`weights` is \(1.0, inf\), expected finite"),
-        (lambda: FixedWeighting((0, 0)), r"`weights` is \(0.0, 0.0\), .*, not all 0"),
-        (lambda: RelativeWeighting(0.0), r"`floor` is 0.0, expected a share in \(0, 1\]"),
-        (lambda: RelativeWeighting(1.5), r"`floor` is 1.5, expected a share in \(0, 1\]"),
-        (lambda: RelativeWeighting(torch.nan), r"`floor` is nan, expected a share in \(0, 1\]"),
-        (lambda: AdaptiveWeighting(1), "`n_bands` is 1, expected an integer of at least 2"),
-        (lambda: AdaptiveWeighting(2, decay=1.0), r"`decay` is 1.0, expected a number in \[0, 1\)"),
-        (lambda: AdaptiveWeighting(2, max_weight=1.0), "`max_weight` is 1.0, expected a finite nu"),
-        (lambda: AdaptiveWeighting(2, floor=1.5), "`floor` is 1.5, expected a share"),
-        (lambda: ConfidenceWeighting(0), "`n_bands` is 0, expected an integer of at least 2"),
-        (lambda: ConfidenceWeighting(2, decay=-0.1), r"`decay` is -0.1, expected a number in"),
-        *[
-            (lambda make=make: make(BandEvidence(ONES, None, ONES)), "`evidence.teacher_energy` is")
-            for make in (RelativeWeighting(), AdaptiveWeighting(2), ConfidenceWeighting(2))
-        ],
-        (lambda: measure("fixed"), "`weighting` is a FixedWeighting, expected a ConfidenceWeighti"),
-        (lambda: measure(y=torch.ones(2, 1, 7)), r"`y` has shape \(2, 1, 7\), expected \(2, 1, 8"),
-        (lambda: measure(y=torch.full((2, 1, 8), torch.nan)), "`y` has 16 of 16 values that are"),
-        (lambda: measure(teacher=torch.full((2, 1, 8), torch.inf)), "`teacher` has 16 of 16"),
-        (lambda: measure(mask=torch.zeros(2, 1, 8) > 0), "`mask` is False everywhere, expected"),
-        (lambda: measure(mask=torch.ones(1, 8) > 0), r"`mask` has shape \(1, 8\), expected"),
+test_refusals = refusals(
+    (lambda: FixedWeighting(()), r"`weights` is \(\), expected finite numbers of at least 0,"),
+    (lambda: FixedWeighting((1, -0.5)), r"`weights` is \(1.0, -0.5\), expected finite number"),
+    (lambda: FixedWeighting((1, torch.nan)), r"`weights` is \(1.0, nan\), expected finite"),
+    (lambda: FixedWeighting((1, torch.inf)), r"`weights` is \(1.0, inf\), expected finite"),
+    (lambda: FixedWeighting((0, 0)), r"`weights` is \(0.0, 0.0\), .*, not all 0"),
+    (lambda: RelativeWeighting(0.0), r"`floor` is 0.0, expected a share in \(0, 1\]"),
+    (lambda: RelativeWeighting(1.5), r"`floor` is 1.5, expected a share in \(0, 1\]"),
+    (lambda: RelativeWeighting(torch.nan), r"`floor` is nan, expected a share in \(0, 1\]"),
+    (lambda: AdaptiveWeighting(1), "`n_bands` is 1, expected an integer of at least 2"),
+    (lambda: AdaptiveWeighting(2, decay=1.0), r"`decay` is 1.0, expected a number in \[0, 1\)"),
+    (lambda: AdaptiveWeighting(2, max_weight=1.0), "`max_weight` is 1.0, expected a finite nu"),
+    (lambda: AdaptiveWeighting(2, floor=1.5), "`floor` is 1.5, expected a share"),
+    (lambda: ConfidenceWeighting(0), "`n_bands` is 0, expected an integer of at least 2"),
+    (lambda: ConfidenceWeighting(2, decay=-0.1), r"`decay` is -0.1, expected a number in"),
+    *[
+        (lambda make=make: make(BandEvidence(ONES, None, ONES)), "`evidence.teacher_energy` is")
+        for make in (RelativeWeighting(), AdaptiveWeighting(2), ConfidenceWeighting(2))
     ],
+    (lambda: measure("fixed"), "`weighting` is a FixedWeighting, expected a ConfidenceWeighti"),
+    (lambda: measure(y=torch.ones(2, 1, 7)), r"`y` has shape \(2, 1, 7\), expected \(2, 1, 8"),
+    (lambda: measure(y=torch.full((2, 1, 8), torch.nan)), "`y` has 16 of 16 values that are"),
+    (lambda: measure(teacher=torch.full((2, 1, 8), torch.inf)), "`teacher` has 16 of 16"),
+    (lambda: measure(mask=torch.zeros(2, 1, 8) > 0), "`mask` is False everywhere, expected"),
+    (lambda: measure(mask=torch.ones(1, 8) > 0), r"`mask` has shape \(1, 8\), expected"),
 )
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import random
+from small import random, refusals
 from torch import Tensor
 
 from sdkd_plugin import GridTransform
@@ -109,25 +109,18 @@ def test_gradients_and_dtypes(boundary: str):
     assert crop_frequencies(x.bfloat16(), source, target).dtype == torch.bfloat16
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: shared_grid(GridTransform((8,)), GridTransform((8, 8))), "expected as many axes"),
-        (
-            lambda: shared_grid(GridTransform((8,)), GridTransform((8,), "reflect")),
-            "expected as many axes as .* and the boundary 'periodic'",
-        ),
-        (
-            lambda: crop_frequencies(random(1, 8), GridTransform((8,)), GridTransform((9,))),
-            "expected a grid no finer than",
-        ),
-        (
-            lambda: crop_frequencies(random(1, 8), GridTransform((8,)), GridTransform((4,))),
-            "the Nyquist wavenumber 2 of a coarser even axis is ambiguous; take 3 points",
-        ),
-    ],
+test_refusals = refusals(
+    (lambda: shared_grid(GridTransform((8,)), GridTransform((8, 8))), "expected as many axes"),
+    (
+        lambda: shared_grid(GridTransform((8,)), GridTransform((8,), "reflect")),
+        "expected as many axes as .* and the boundary 'periodic'",
+    ),
+    (
+        lambda: crop_frequencies(random(1, 8), GridTransform((8,)), GridTransform((9,))),
+        "expected a grid no finer than",
+    ),
+    (
+        lambda: crop_frequencies(random(1, 8), GridTransform((8,)), GridTransform((4,))),
+        "the Nyquist wavenumber 2 of a coarser even axis is ambiguous; take 3 points",
+    ),
 )
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 import torch
 import torch.nn.functional as F
-from small import random, random_graph
+from small import random, random_graph, refusals
 from torch import Tensor
 
 from sdkd_plugin import (
@@ -169,28 +169,21 @@ def test_relative_weights_measure_the_teacher(domain: tuple):
 LINE = GridTransform((8,))
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: band_errors(random(2, 1, 8), random(2, 2, 8), LINE, TWO),
-            r"`student` has shape \(2, 1, 8\), expected \(2, 2, 8\) \(the teacher's shape\)",
-        ),
-        (
-            lambda: band_errors(random(2, 1, 9), random(2, 1, 9), LINE, TWO),
-            r"a field has shape \(2, 1, 9\), expected \(8,\)",
-        ),
-        (
-            lambda: frequency_aligned_loss(*random(2, 1, 1, 8), LINE, TWO, (1.0, 1.0, 1.0)),
-            "`weights` has 3 values, expected 2: one for each band",
-        ),
-        (
-            lambda: FrequencyAlignedLoss("grid", TWO, "fixed"),
-            "`transform` is of type str, expected AbstractTransform, such as GridTransform",
-        ),
-    ],
+test_refusals = refusals(
+    (
+        lambda: band_errors(random(2, 1, 8), random(2, 2, 8), LINE, TWO),
+        r"`student` has shape \(2, 1, 8\), expected \(2, 2, 8\) \(the teacher's shape\)",
+    ),
+    (
+        lambda: band_errors(random(2, 1, 9), random(2, 1, 9), LINE, TWO),
+        r"a field has shape \(2, 1, 9\), expected \(8,\)",
+    ),
+    (
+        lambda: frequency_aligned_loss(*random(2, 1, 1, 8), LINE, TWO, (1.0, 1.0, 1.0)),
+        "`weights` has 3 values, expected 2: one for each band",
+    ),
+    (
+        lambda: FrequencyAlignedLoss("grid", TWO, "fixed"),
+        "`transform` is of type str, expected AbstractTransform, such as GridTransform",
+    ),
 )
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from small import (
     net,
     random,
     random_graph,
+    refusals,
     same,
     teacher_net,
     train,
@@ -32,7 +34,6 @@ from sdkd_plugin.losses.features import (
     BoundaryLoss,
     FitNetsLoss,
     FrequencyFeatureLoss,
-    boundary_loss,
 )
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss
 from sdkd_plugin.losses.latents import ChannelProjector, LatentLoss
@@ -45,23 +46,23 @@ def fields(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 
 class FeatureLossContract:
-    """What each loss of ``(batch, 4, 5, 2)`` latents promises; a new one gives two fixtures."""
+    """What each loss of ``(batch, 4, 5, 2)`` latents promises."""
+
+    make: type[AbstractFeatureLoss]
 
     @pytest.fixture
     def loss(self) -> AbstractFeatureLoss:
-        raise NotImplementedError
+        return self.make()
 
-    @pytest.fixture
     def met(self) -> tuple[Tensor, Tensor]:
         """A student and a teacher whose loss is 0."""
-        teacher = fields()[1]
-        return teacher.clone(), teacher
+        return fields()[1], fields()[1]
 
-    def test_a_number_of_at_least_0_and_0_where_it_must_be(self, loss, met):
+    def test_a_number_of_at_least_0_and_0_where_it_must_be(self, loss):
         value = loss.double()(*fields())
         assert value.shape == ()
         assert value > 0.01
-        assert loss(*met).item() == pytest.approx(0, abs=1e-9)
+        assert loss(*self.met()).item() == pytest.approx(0, abs=1e-9)
 
     def test_gradcheck_for_the_student(self, loss):
         student, teacher = fields()
@@ -96,8 +97,7 @@ class FeatureLossContract:
 
 
 class TestFrequency(FeatureLossContract):
-    @pytest.fixture
-    def loss(self):
+    def make(self):
         inner = FrequencyAlignedLoss(GridTransform((5, 2)), Bands.split(0.4), (0.5, 2.0))
         return FrequencyFeatureLoss(inner)
 
@@ -109,11 +109,8 @@ class TestFrequency(FeatureLossContract):
 
 
 class TestFitNets(FeatureLossContract):
-    @pytest.fixture
-    def loss(self):
-        return FitNetsLoss(4, -3)
+    make = staticmethod(partial(FitNetsLoss, 4, -3))
 
-    @pytest.fixture
     def met(self):
         student = fields()[0]
         return student, F.batch_norm(student, None, None, training=True)
@@ -139,9 +136,7 @@ class TestFitNets(FeatureLossContract):
 
 
 class TestAttention(FeatureLossContract):
-    @pytest.fixture
-    def loss(self):
-        return AttentionLoss(-3)
+    make = staticmethod(partial(AttentionLoss, -3))
 
     def test_equals_a_loop_over_places(self, loss):
         total, (student, teacher) = 0.0, (x.numpy() for x in fields())
@@ -158,11 +153,8 @@ class TestAttention(FeatureLossContract):
 
 
 class TestBoundary(FeatureLossContract):
-    @pytest.fixture
-    def loss(self):
-        return BoundaryLoss()
+    make = BoundaryLoss
 
-    @pytest.fixture
     def met(self):
         return 1.5 * fields()[1].sign(), fields()[1]
 
@@ -175,7 +167,7 @@ class TestBoundary(FeatureLossContract):
                 total += (s + margin) ** 2
             elif t > 0 and s <= margin:
                 total += (s - margin) ** 2
-        value = boundary_loss(student, teacher, margin)
+        value = BoundaryLoss(margin)(student, teacher)
         assert float(value) == pytest.approx(total / student.numel(), abs=1e-10)
 
 
@@ -191,9 +183,6 @@ def test_a_projector_is_an_orthogonal_linear_map_of_the_channels(channels: tuple
     torch.testing.assert_close(projector(x), expected)
     gram = weight.mT @ weight if channels[1] > channels[0] else weight @ weight.mT
     torch.testing.assert_close(gram, torch.eye(min(channels)), atol=1e-5, rtol=0)
-
-
-# ------------------------------------------------------------------------------------- in a loss
 
 
 def projector(distiller: nn.Module) -> nn.Module:
@@ -297,42 +286,32 @@ def test_float64_models_have_float64_projectors():
     assert distiller.step(X.double()).total.dtype == torch.float64
 
 
-# --------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: LatentPair(weight=-1.0), "`LatentPair.weight` is -1.0, expected a finite number"),
-        (lambda: LatentPair(loss="fitnet"), r"`LatentPair.loss` is 'fitnet', .* mean 'fitnets'\?"),
-        (lambda: LatentPair(teacher_index=-1), "`LatentPair.teacher_index` is -1, expected an int"),
-        (
-            lambda: LatentPair(loss="boundary", bands=Bands.split(0.5)),
-            "`LatentPair` has `bands` or a `weighting` with the loss 'boundary', expected neither",
-        ),
-        (
-            lambda: make(latents=[LatentPair("latent", "0")], example={"x": X}),
-            r"`Sequential` has no tap 'latent'; it names \[\]",
-        ),
-        (
-            lambda: make(latents=[LatentPair("0", "0", weighting="confidence")], example={"x": X}),
-            "`latents` '0<-0' of teacher 0: `weighting` is a ConfidenceWeighting that needs labels",
-        ),
-        (
-            lambda: make(student=flat(), latents=[ATTENTION], example={"x": X}),
-            r"`latents` '0<-0 \(attention\)' of teacher 0: a tapped activation has shape",
-        ),
-        (lambda: make_loss(latents=LATENTS)(*batch()[::-1]), "call `fit_latents\\(student, x, "),
-        (
-            lambda: with_latents().loss(*batch()[::-1]),
-            "the latents of '0<-0' were not given: expected the student's '0' and each teacher's",
-        ),
-    ],
+test_refusals = refusals(
+    (lambda: LatentPair(weight=-1.0), "`LatentPair.weight` is -1.0, expected a finite number"),
+    (lambda: LatentPair(loss="fitnet"), r"`LatentPair.loss` is 'fitnet', .* mean 'fitnets'\?"),
+    (lambda: LatentPair(teacher_index=-1), "`LatentPair.teacher_index` is -1, expected an int"),
+    (
+        lambda: LatentPair(loss="boundary", bands=Bands.split(0.5)),
+        "`LatentPair` has `bands` or a `weighting` with the loss 'boundary', expected neither",
+    ),
+    (
+        lambda: make(latents=[LatentPair("latent", "0")], example={"x": X}),
+        r"`Sequential` has no tap 'latent'; it names \[\]",
+    ),
+    (
+        lambda: make(latents=[LatentPair("0", "0", weighting="confidence")], example={"x": X}),
+        "`latents` '0<-0' of teacher 0: `weighting` is a ConfidenceWeighting that needs labels",
+    ),
+    (
+        lambda: make(student=flat(), latents=[ATTENTION], example={"x": X}),
+        r"`latents` '0<-0 \(attention\)' of teacher 0: a tapped activation has shape",
+    ),
+    (lambda: make_loss(latents=LATENTS)(*batch()[::-1]), "call `fit_latents\\(student, x, "),
+    (
+        lambda: with_latents().loss(*batch()[::-1]),
+        "the latents of '0<-0' were not given: expected the student's '0' and each teacher's",
+    ),
 )
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def flat() -> nn.Module:

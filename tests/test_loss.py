@@ -2,11 +2,12 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small import BANDS, GRID, LATENTS, X, Y, make_loss, net, random, same, teacher_net
+from small import BANDS, GRID, LATENTS, X, Y, make_loss, net, random, refusals, same, teacher_net
 from torch import Tensor, nn
 
 from sdkd_plugin import (
@@ -36,9 +37,6 @@ def fitted(**options: object) -> tuple[DistillationLoss, nn.Module]:
 
 def of_latents(loss: DistillationLoss, student: nn.Module, **options: object):
     return loss(student(X), X, Y, latents={"0": student[0](X)}, **options)
-
-
-# ------------------------------------------------------------------------------------------ parts
 
 
 def test_the_total_is_the_sum_of_the_named_parts(device: torch.device):
@@ -111,9 +109,6 @@ def test_labels_and_masks_change_nothing_where_they_judge_no_teacher():
     loss, hidden = make_loss(), torch.full_like(Y, torch.nan)
     masked = loss(FORECAST, X, hidden, torch.zeros_like(Y, dtype=torch.bool))
     assert loss(FORECAST, X).total == loss(FORECAST, X, Y).total == masked.total
-
-
-# --------------------------------------------------------------------------- what must not change
 
 
 def test_teachers_are_bit_identical_after_training():
@@ -193,9 +188,6 @@ def test_copies_pickles_and_checkpoints_give_the_same_terms():
         assert torch.equal(of_latents(twin, student).total, expected)
 
 
-# ------------------------------------------------------------------------------ outputs and inputs
-
-
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.inference_mode])
 def test_known_outputs_give_the_terms_of_live_ones(context: type):
     loss, student = fitted()
@@ -237,9 +229,6 @@ def test_an_autocast_step_is_compared_in_float32(device: torch.device):
     torch.testing.assert_close(terms.frequency, exact.frequency, rtol=0.05, atol=0)
 
 
-# -------------------------------------------------------------------------------- several teachers
-
-
 def test_the_mean_of_several_teachers_is_distilled():
     loss = make_loss(teacher=nn.ModuleList(two_teachers()), weighting=(0.5, 2.0))
     mean = torch.stack([teacher(X) for teacher in loss.teachers]).mean(0)
@@ -249,9 +238,6 @@ def test_the_mean_of_several_teachers_is_distilled():
     assert terms.teacher_weights.tolist() == [0.5, 0.5]
     twice = make_loss(teacher=[teacher_net(), teacher_net()])(FORECAST, X)
     torch.testing.assert_close(twice.total, make_loss()(FORECAST, X).total)
-
-
-# ----------------------------------------------------------------------------------- teacher bound
 
 
 @pytest.mark.parametrize(
@@ -278,59 +264,48 @@ def test_teacher_bound_by_hand(margin: float, kept: list[int]):
     torch.testing.assert_close(unlabelled.total.detach(), squares.mean())
 
 
-# ----------------------------------------------------------------------------------- warnings
-
-
 def test_bands_in_which_a_teacher_is_0_are_named_once():
     def mean(x: Tensor) -> Tensor:
         return x.mean((1, 2, 3), keepdim=True).expand(-1, 3, *GRID)
 
     loss = make_loss(teacher=[net(), mean], weighting="relative")
     message = r"the forecast of teacher 1 \(.*\) is 0 in the bands \[1\] \(0 is the lowest\)"
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as caught:
         assert loss(FORECAST, X).total.isfinite()
+    assert [Path(each.filename) for each in caught] == [Path(__file__)]  # at the caller
     loss(FORECAST, X)
     make_loss(teacher=mean, check_finite=False)(FORECAST, X)
 
 
-# ------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"teacher": []}, "`teacher` is an empty sequence, expected at least one teacher"),
-        ({"teacher": "unet"}, "`teacher` is 'unet', expected a module, a function, or a sequence"),
-        ({"teacher": [net(), None]}, "`teacher` has a NoneType, expected a module"),
-        ({"teacher": nn.Conv2d}, "`teacher` has a type, expected a module"),
-        ({"transform": GRID}, "`transform` is of type tuple, expected AbstractTransform, such as"),
-        ({"bands": 0.25}, r"`bands` is of type float, expected Bands, such as Bands.split\(0.25\)"),
-        ({"weighting": "adaptiv"}, r"`weighting` is 'adaptiv', .* Did you mean 'adaptive'\?"),
-        ({"weighting": 3}, r"`weighting` is 3, expected one of \['fixed', 'relative', "),
-        ({"weighting": (1.0,)}, "`weights` has 1 values, expected 2: one for each band"),
-        ({"weighting": AdaptiveWeighting(3)}, "`n_bands` of the weighting is 3, expected 2"),
-        ({"kd_weight": -0.5}, "`kd_weight` is -0.5, expected a finite number at least 0"),
-        ({"kd_weight": float("nan")}, "`kd_weight` is nan, expected a finite number at least 0"),
-        ({"aggregation": "aked"}, r"`aggregation` is 'aked', expected one of .* mean 'aekd'\?"),
-        ({"teacher_bound": -1}, "`teacher_bound` is -1, expected a finite number at least 0"),
-        ({"resolutions": "any"}, r"`resolutions` is 'any', expected one of \['equal', 'shared'\]"),
-        ({"latents": LATENTS[0]}, r"`latents` is of type LatentPair, expected Sequence, such as"),
-        ({"latents": ["0"]}, r"`latents` is of type str, expected LatentPair, such as"),
-        ({"latents": [LATENTS[0]] * 2}, r"`latents` is \['0<-0', '0<-0'\], expected each pair onc"),
-        (
-            {"latents": [LatentPair("0", "0", teacher_index=1)]},
-            "`LatentPair.teacher_index` is 1, expected a teacher from 0 to 0",
-        ),
-        (
-            {"latents": [LatentPair("0", "latent")]},
-            r"`Sequential` has no tap 'latent'; it names \[\], and any module path will do",
-        ),
-    ],
+test_construction_refuses = refusals(
+    ({"teacher": []}, "`teacher` is an empty sequence, expected at least one teacher"),
+    ({"teacher": "unet"}, "`teacher` is 'unet', expected a module, a function, or a sequence"),
+    ({"teacher": [net(), None]}, "`teacher` is None, expected a module, a function, or"),
+    ({"teacher": nn.Conv2d}, "`teacher` is <class 'torch.*Conv2d'>, expected a module"),
+    ({"transform": GRID}, "`transform` is of type tuple, expected AbstractTransform, such as"),
+    ({"bands": 0.25}, r"`bands` is of type float, expected Bands, such as Bands.split\(0.25\)"),
+    ({"weighting": "adaptiv"}, r"`weighting` is 'adaptiv', .* Did you mean 'adaptive'\?"),
+    ({"weighting": 3}, r"`weighting` is 3, expected one of \['fixed', 'relative', "),
+    ({"weighting": (1.0,)}, "`weights` has 1 values, expected 2: one for each band"),
+    ({"weighting": AdaptiveWeighting(3)}, "`weights` has 3 values, expected 2: .* Adap"),
+    ({"kd_weight": -0.5}, "`kd_weight` is -0.5, expected a finite number at least 0"),
+    ({"kd_weight": float("nan")}, "`kd_weight` is nan, expected a finite number at least 0"),
+    ({"aggregation": "aked"}, r"`aggregation` is 'aked', expected one of .* mean 'aekd'\?"),
+    ({"teacher_bound": -1}, "`teacher_bound` is -1, expected a finite number at least 0"),
+    ({"resolutions": "any"}, r"`resolutions` is 'any', expected one of \['equal', 'shared'\]"),
+    ({"latents": LATENTS[0]}, r"`latents` is of type LatentPair, expected Sequence, such as"),
+    ({"latents": ["0"]}, r"`latents` is of type str, expected LatentPair, such as"),
+    ({"latents": [LATENTS[0]] * 2}, r"`latents` is \['0<-0', '0<-0'\], expected each pair onc"),
+    (
+        {"latents": [LatentPair("0", "0", teacher_index=1)]},
+        "`LatentPair.teacher_index` is 1, expected a teacher from 0 to 0",
+    ),
+    (
+        {"latents": [LatentPair("0", "latent")]},
+        r"`Sequential` has no tap 'latent'; it names \[\], and any module path will do",
+    ),
+    of=make_loss,
 )
-def test_construction_refuses(options: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_loss(**options)
 
 
 SEEN = torch.ones_like(Y, dtype=torch.bool)
@@ -338,34 +313,28 @@ ONE = torch.arange(Y.numel()).reshape(Y.shape) == 7
 BAD_Y, BAD_X = Y.masked_fill(ONE, torch.inf), X.masked_fill(ONE[:, :2], torch.nan)
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({}, "`x` and `outputs` are None, expected one of them"),
-        ({"x": X[:0]}, r"`x` has shape \(0, 2, 8, 9\), expected at least one sample"),
-        ({"x": BAD_X}, "`x` has 1 of 720 values that are NaN or Inf"),
-        ({"x": X, "y": BAD_Y}, "`y` has 1 of 1080 values that are NaN or Inf"),
-        ({"x": X, "y": BAD_Y, "mask": SEEN}, "`y` has 1 of 1080 values that are NaN or Inf"),
-        ({"x": X, "y": Y[:1]}, r"`y` has shape \(1, 3, 8, 9\), expected \(5, 3, 8, 9\)"),
-        ({"x": X, "mask": SEEN}, "`mask` is given but `y` is None"),
-        ({"x": X, "y": Y, "mask": SEEN.float()}, "`mask` is of torch.float32, expected torch.bool"),
-        ({"x": X, "y": Y, "mask": SEEN[:, :2]}, r"`mask` has shape \(5, 2, 8, 9\), expected \(5,"),
-        ({"x": X, "y": Y, "mask": SEEN[0]}, r"`mask` has shape \(3, 8, 9\), expected \(5, 3, 8, 9"),
-        ({"outputs": ()}, "`outputs` has 0 entries, expected 1: one a teacher"),
-        (
-            {"outputs": [TeacherOutput(BAD_Y)]},
-            r"`forecast of teacher 0 \(Sequential\)` has 1 of 1080 values that are NaN or Inf",
-        ),
-        (
-            {"outputs": [TeacherOutput(Y[:, :1])]},
-            r"`forecast of teacher 0 \(S.*\)` has shape \(5, 1, 8, 9\), expected \(5, 3, 8, 9\)",
-        ),
-    ],
+test_a_batch_is_refused = refusals(
+    ({}, "`x` and `outputs` are None, expected one of them"),
+    ({"x": X[:0]}, r"`x` has shape \(0, 2, 8, 9\), expected at least one sample"),
+    ({"x": BAD_X}, "`x` has 1 of 720 values that are NaN or Inf"),
+    ({"x": X, "y": BAD_Y}, "`y` has 1 of 1080 values that are NaN or Inf"),
+    ({"x": X, "y": BAD_Y, "mask": SEEN}, "`y` has 1 of 1080 values that are NaN or Inf"),
+    ({"x": X, "y": Y[:1]}, r"`y` has shape \(1, 3, 8, 9\), expected \(5, 3, 8, 9\)"),
+    ({"x": X, "mask": SEEN}, "`mask` is given but `y` is None"),
+    ({"x": X, "y": Y, "mask": SEEN.float()}, "`mask` is of torch.float32, expected torch.bool"),
+    ({"x": X, "y": Y, "mask": SEEN[:, :2]}, r"`mask` has shape \(5, 2, 8, 9\), expected \(5,"),
+    ({"x": X, "y": Y, "mask": SEEN[0]}, r"`mask` has shape \(3, 8, 9\), expected \(5, 3, 8, 9"),
+    ({"outputs": ()}, "`outputs` has 0 entries, expected 1: one a teacher"),
+    (
+        {"outputs": [TeacherOutput(BAD_Y)]},
+        r"`forecast of teacher 0 \(Sequential\)` has 1 of 1080 values that are NaN or Inf",
+    ),
+    (
+        {"outputs": [TeacherOutput(Y[:, :1])]},
+        r"`forecast of teacher 0 \(S.*\)` has shape \(5, 1, 8, 9\), expected \(5, 3, 8",
+    ),
+    of=lambda **batch: make_loss()(FORECAST, **batch),
 )
-def test_a_batch_is_refused(batch: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_loss()(FORECAST, **batch)
 
 
 def test_nan_passes_only_where_finite_values_are_not_checked():

@@ -24,7 +24,7 @@ from sdkd_plugin import (
 from sdkd_plugin.adapters.neuralop import (
     REGISTERED,
     Renormalized,
-    RunState,
+    ResumableState,
     TrainerLoss,
     distillation_dataset,
 )
@@ -97,8 +97,7 @@ def observed(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda out, y, mask: loss(torch.where(mask, out, 0), torch.where(mask, y, 0))
 
 
-# And what it is for one sample.
-TASK_LOSSES = {
+TASK_LOSSES = {  # and what each is for one sample
     "relative_l2": ("relative_l2", observed(LpLoss(d=3))),
     "LpLoss": (LpLoss(d=2), observed(LpLoss(d=2))),
     "H1Loss": (H1Loss(d=2), lambda out, y, mask: H1Loss(d=2)(out, y)),
@@ -218,8 +217,8 @@ def test_nothing_given_is_changed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((unet(),), "`loss` is a SDKDUNet, expected a DistillationLoss"),
-        ((distillation(unet()),), "`student` is a NoneType, expected a Module"),
+        ((unet(),), "`loss` is of type SDKDUNet, expected DistillationLoss"),
+        ((distillation(unet()),), "`student` is of type NoneType, expected Module"),
         ((distillation(unet()), torch.jit.script(nn.ReLU())), "takes no hooks, expected a plain"),
         ((distillation(unet()), unet(), LpLoss(reduction="mean")), "with reduction='mean'"),
     ],
@@ -251,8 +250,8 @@ def run(epochs: int, kind: str = "unet", *, with_state: bool = True, **options) 
         distilled = (measuring if kind == "unet" else distillation)(made.student)
         made.loss = TrainerLoss(distilled, made.student, on_step=made.steps.append)
 
-    def state(trainer: Trainer) -> RunState | None:
-        made.trainer, made.state = trainer, RunState(trainer, made.loss, [made.shuffling])
+    def state(trainer: Trainer) -> ResumableState | None:
+        made.trainer, made.state = trainer, ResumableState(trainer, made.loss, [made.shuffling])
         return made.state if with_state else None
 
     options |= {"n_epochs": epochs, "shuffling": made.shuffling, "state": state}
@@ -289,10 +288,11 @@ def test_what_a_run_cannot_resume_is_refused(tmp_path):
     assert {path.stem for path in files} > {"regularizer", "optimizer", "scheduler", "manifest"}
     for path in files:  # nothing is unpickled but tensors and plain values
         torch.load(path, weights_only=True)
+    state = saved.state.state_dict()
     with pytest.raises(ValueError, match=r"`generators` has 0, expected 1"):
-        RunState(saved.trainer, saved.loss).load_state_dict(saved.state.state_dict())
+        ResumableState(saved.trainer, saved.loss).load_state_dict(state)
     with pytest.raises(ValueError, match="saved with a distillation loss"):
-        RunState(saved.trainer, None, [saved.shuffling]).load_state_dict(saved.state.state_dict())
+        ResumableState(saved.trainer, None, [saved.shuffling]).load_state_dict(state)
     with pytest.raises(ValueError, match=r"regularizer\.pt` .* was not written by"):
         saved.state.load_state_dict({"weight": torch.zeros(1)})
     other = TrainerLoss(distillation(unet(), weighting=(1.0, 1.0)), unet())

@@ -29,7 +29,7 @@ def block_with(text: str) -> str:
 
 
 def test_every_block_is_run_below():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_every_file_it_names_is_there():
@@ -96,3 +96,16 @@ def test_behind_tsl():
         loss_fn=MaskedMAE(),
     )
     assert names["predictor"].trainable_parameters > 0
+
+
+def test_a_study_of_ones_own_data(tmp_path):
+    names = run(
+        block_with("standard_arms"),
+        x=torch.randn(32, 2, 16, 16),
+        y=torch.randn(32, 1, 16, 16),
+        teacher=REGISTERED["sdkd_unet"](in_channels=2, out_channels=1, width=4),
+        seeds=2,
+        steps=20,
+        folder=tmp_path,
+    )
+    assert {"student alone", "plain-MSE distillation"} < set(names["result"].rows.model)

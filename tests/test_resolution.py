@@ -1,11 +1,11 @@
 """Teacher and student at two resolutions: the frequencies that both have are compared."""
 
+import copy
 import math
-import re
 
 import pytest
 import torch
-from small import make_loss, random
+from small import descend, make_loss, random, refusals
 from torch import Tensor, nn
 
 from sdkd_plugin import AtResolution, Bands, GridTransform, LatentPair, SDKDDistiller, TeacherOutput
@@ -98,35 +98,38 @@ def test_a_student_at_half_the_resolution_learns_what_its_teacher_does():
         weighting=(1.0, 1.0),
         resolutions="shared",
     )
-    optimiser, errors = torch.optim.Adam(distiller.parameters(), 3e-2), []
-    for _ in range(300):
-        terms = distiller.step(torch.randn(16, 1, 16))
-        optimiser.zero_grad()
-        terms.total.backward()
-        optimiser.step()
-        errors.append(float(terms.frequency.sum()))
+    errors = descend(
+        distiller.parameters(), lambda i: distiller.step(torch.randn(16, 1, 16)).total, 300, 3e-2
+    )
     assert sum(errors[-20:]) < 0.02 * sum(errors[:20])
 
 
-@pytest.mark.parametrize(
-    ("resolutions", "shape", "message"),
-    [
-        # A teacher that loses a column, or transposes, is a mistake unless it is allowed.
-        ("equal", (4, 3, 8, 11), "expected (4, 3, 8, 12) (the student's forecast); to distil from"),
-        ("equal", (4, 3, 12, 8), "expected (4, 3, 8, 12) (the student's forecast); to distil from"),
-        ("shared", (4, 5, 8, 12), "has shape (4, 5, 8, 12), expected (4, 3, 8, 12)"),
-        ("shared", (4, 5, 16, 16), "has shape (4, 5, 16, 16), expected (4, 3, 8, 12)"),
-    ],
-)
-def test_other_shapes_are_refused(resolutions: str, shape: tuple, message: str):
+def compare(resolutions: str, *shape: int) -> None:
     loss = make_loss(transform=GridTransform((8, 12)), resolutions=resolutions)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        loss(random(4, 3, 8, 12), outputs=[TeacherOutput(random(*shape))])
+    loss(random(4, 3, 8, 12), outputs=[TeacherOutput(random(*shape))])
 
 
-@pytest.mark.usefixtures("as_shipped")
-def test_at_resolution_refuses():
-    with pytest.raises(ValueError, match="`boundary` is 'mirror', expected one of"):
-        AtResolution(nn.Identity(), (8,), "mirror")
-    with pytest.raises(ValueError, match=re.escape("`x` has shape (8, 8), expected a batch axis")):
-        AtResolution(nn.Identity(), (8, 8))(torch.ones(8, 8))
+HINT = r"expected \(4, 3, 8, 12\) \(the student's forecast\); to distil from"
+OTHER = r"has shape \(4, 5, {}\), expected \(4, 3, 8, 12\)"
+test_refusals = refusals(
+    # A teacher that loses a column, or transposes, is a mistake unless it is allowed.
+    (lambda: compare("equal", 4, 3, 8, 11), HINT),
+    (lambda: compare("equal", 4, 3, 12, 8), HINT),
+    (lambda: compare("shared", 4, 5, 8, 12), OTHER.format("8, 12")),
+    (lambda: compare("shared", 4, 5, 16, 16), OTHER.format("16, 16")),
+    (lambda: AtResolution(nn.Identity(), (8,), "mirror"), "`boundary` is 'mirror', expected one"),
+    (
+        lambda: AtResolution(nn.Identity(), (8, 8))(torch.ones(8, 8)),
+        r"`x` has shape \(8, 8\), expected a batch axis",
+    ),
+)
+
+
+def test_the_grid_of_the_inputs_is_made_once(monkeypatch: pytest.MonkeyPatch):
+    model = AtResolution(nn.Identity(), (8,))
+    first = model(random(2, 1, 6))
+    with monkeypatch.context() as patched:
+        patched.setattr(GridTransform, "resized", None)
+        assert torch.equal(copy.deepcopy(model).double()(random(2, 1, 6)), first)
+    assert model(random(2, 1, 12)).shape == (2, 1, 8)
+    assert torch.equal(model(random(2, 1, 6)), first)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from small import one_process  # noqa: F401  # a fixture
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin import TapReader
 from sdkd_plugin.taps import tap_path
@@ -43,6 +45,18 @@ def test_named_taps_and_module_paths_are_found_and_others_listed(model: Encoded)
         tap_path(nn.Sequential(nn.ReLU()), "latent")
 
 
+@pytest.mark.usefixtures("one_process")
+def test_a_model_in_distributed_data_parallel_keeps_its_tap_names(model: Encoded):
+    parallel = DistributedDataParallel(model)
+    for name in ("latent", "encoder.1", "module.encoder.1"):
+        assert tap_path(parallel, name) == "module.encoder.1"
+        with TapReader(parallel, [name]) as taps:
+            parallel(ONES)
+        assert torch.equal(taps.read()[name], model.encoder(ONES))
+    with pytest.raises(ValueError, match=r"`Encoded` has no tap 'latant'; it names \['latent'\]"):
+        tap_path(parallel, "latant")
+
+
 def test_reads_the_last_call_with_its_gradient_and_hands_it_over(model: Encoded):
     expected = model(ONES)
     with TapReader(model, ["latent", "encoder.0"]) as taps:
@@ -70,15 +84,12 @@ def test_leaves_no_hook_also_where_the_model_fails(model: Encoded):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("sideways", "message"),
-    [
+def test_activations_that_are_not_there_or_no_tensor(model: Encoded):
+    for sideways, message in (
         (True, "'memory' .* was not reached in the forward pass of `Encoded`"),
         (False, "'memory' .* gives a tuple, expected a tensor: tap a module inside"),
-    ],
-)
-def test_activations_that_are_not_there_or_no_tensor(model: Encoded, sideways: bool, message: str):
-    with TapReader(model, ["memory"]) as taps:
-        model(ONES, sideways=sideways)
+    ):
+        with TapReader(model, ["memory"]) as taps:
+            model(ONES, sideways=sideways)
         with pytest.raises(ValueError, match=message):
             taps.read()

@@ -1,11 +1,9 @@
 """The task term: means over observed labels, known answers and refusals."""
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
-from small import random
+from small import random, refusals
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite
@@ -67,19 +65,19 @@ def test_half_precision_sums_do_not_overflow():
     assert sample_errors(large, torch.zeros_like(large))[0].tolist() == [9e4, 9e4]
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("y", "loss", "message"),
-    [
-        (Y[:, :1], "mse", "`y` has shape (4, 1, 5), expected (4, 2, 5) (the student's forecast)"),
-        (Y, "mze", "`task_loss` is 'mze', expected one of ['mse', 'mae', 'relative_l2']"),
-        (Y, F.mse_loss, "`task_loss` returns a tensor of shape (), expected (4, 2, 5)"),
-        (Y, lambda s, y: (s - y).mean(-1), "`task_loss` returns a tensor of shape (4, 2), expect"),
-    ],
+test_refusals = refusals(
+    (
+        {"y": Y[:, :1]},
+        r"`y` has shape \(4, 1, 5\), expected \(4, 2, 5\) \(the student's forecast\)",
+    ),
+    ({"loss": "mze"}, r"`task_loss` is 'mze', expected one of \['mse', 'mae', 'relative_l2'\]"),
+    ({"loss": F.mse_loss}, r"`task_loss` returns a tensor of shape \(\), expected \(4, 2, 5\)"),
+    (
+        {"loss": lambda s, y: (s - y).mean(-1)},
+        r"`task_loss` returns a tensor of shape \(4, 2\), ex",
+    ),
+    of=lambda y=Y, loss="mse": masked_error(FORECAST, y, None, loss),
 )
-def test_refusals(y: Tensor, loss: object, message: str):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        masked_error(FORECAST, y, None, loss)
 
 
 def test_large_finite_values_whose_sum_overflows_are_finite():

@@ -8,7 +8,7 @@ import scipy.optimize
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small import make_loss, random
+from small import make_loss, random, refusals
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,10 +21,8 @@ from sdkd_plugin.losses.teacher_weights import (
     MeanAggregation,
     TeacherEvidence,
     aekd_weights,
-    camkd_weights,
     gradient_gram,
     make_aggregation,
-    mean_weights,
     teacher_gradients,
     weighted_target,
 )
@@ -43,42 +41,33 @@ def evidence(n: int = 3, *, labels: bool = True) -> TeacherEvidence:
     return TeacherEvidence(teachers, gradients, *((y, mask) if labels else ()))
 
 
-def permuted(given: TeacherEvidence, order: list[int]) -> TeacherEvidence:
-    return given._replace(teachers=given.teachers[order], gradients=given.gradients[order])
-
-
 class AggregationContract:
-    """What each aggregation promises; a new one gives these two fixtures."""
+    """What each aggregation promises."""
+
+    shape: tuple[int, ...] = (3,)
 
     @pytest.fixture
     def aggregation(self) -> AbstractAggregation:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def shape(self) -> tuple[int, ...]:
-        return (3,)
+        return self.make()
 
     @pytest.mark.parametrize("labels", [True, False])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_weights_sum_to_1_without_gradient(self, aggregation, shape, labels, dtype):
-        given = TeacherEvidence(
-            *[
-                v if v is None or v.dtype == torch.bool else v.to(dtype)
-                for v in evidence(labels=labels)
-            ]
-        )
+    def test_weights_sum_to_1_without_gradient(self, aggregation, labels, dtype):
+        of = {torch.float64: dtype, torch.bool: torch.bool}
+        given = [v if v is None else v.to(of[v.dtype]) for v in evidence(labels=labels)]
+        given = TeacherEvidence(*given)
         weights = aggregation(given)
-        assert weights.shape == shape
+        assert weights.shape == self.shape
         assert weights.dtype == dtype
         assert not weights.requires_grad
         assert (weights >= 0).all()
-        torch.testing.assert_close(weights.sum(-1), torch.ones(shape[:-1], dtype=dtype))
+        torch.testing.assert_close(weights.sum(-1), torch.ones(self.shape[:-1], dtype=dtype))
         assert weighted_target(given.teachers, weights).shape == (4, 5)
 
     def test_weights_follow_the_order_of_the_teachers(self, aggregation):
-        order = [2, 0, 1]
-        weights = aggregation(evidence())
-        torch.testing.assert_close(aggregation(permuted(evidence(), order)), weights[..., order])
+        order, given = [2, 0, 1], evidence()
+        permuted = TeacherEvidence(given[0][order], given[1][order], *given[2:])
+        torch.testing.assert_close(aggregation(permuted), aggregation(given)[..., order])
 
     def test_one_teacher_has_weight_1(self, aggregation):
         weights = aggregation(evidence(1))
@@ -89,16 +78,14 @@ class AggregationContract:
         assert not aggregation.state_dict()
         assert make_aggregation(aggregation) is aggregation
 
-    def test_it_waits_for_no_device(self, aggregation, shape):
+    def test_it_waits_for_no_device(self, aggregation):
         """On the meta device a value cannot be read: `.item()` and `if tensor` raise there."""
         given = [None if value is None else value.to("meta") for value in evidence()]
-        assert aggregation(TeacherEvidence(*given)).shape == shape
+        assert aggregation(TeacherEvidence(*given)).shape == self.shape
 
 
 class TestMean(AggregationContract):
-    @pytest.fixture
-    def aggregation(self):
-        return MeanAggregation()
+    make = MeanAggregation
 
 
 class TestAEKD(AggregationContract):
@@ -112,14 +99,14 @@ class TestAEKD(AggregationContract):
         assert torch.equal(aggregation(evidence()), expected)
 
 
-class TestCAMKD(AggregationContract):
-    @pytest.fixture
-    def aggregation(self):
-        return CAMKDAggregation()
+def camkd(errors: Tensor) -> Tensor:
+    """The weights of teachers with these squared errors, ``(batch, n_teachers)``."""
+    teachers = errors.sqrt().T[..., None]
+    return CAMKDAggregation()(TeacherEvidence(teachers, y=0 * teachers[0]))
 
-    @pytest.fixture
-    def shape(self):
-        return (4, 3)
+
+class TestCAMKD(AggregationContract):
+    make, shape = CAMKDAggregation, (4, 3)
 
     def test_equals_a_loop_over_labelled_samples(self, aggregation):
         given = evidence()
@@ -136,15 +123,11 @@ class TestCAMKD(AggregationContract):
 
     def test_by_hand(self):
         # Errors of 1 and 3 are 1/2 and 3/2 of their mean; with two teachers softmax is reversed.
-        e, errors = np.exp(1.0), torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
-        assert camkd_weights(errors)[0].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
-        assert camkd_weights(errors)[1].tolist() == [0.5, 0.5]
-        for scale in (1e-30, 1e30):
-            scaled = camkd_weights(scale * errors.float())
-            torch.testing.assert_close(scaled, camkd_weights(errors).float())
-
-
-# ------------------------------------------------------------------- AEKD's quadratic programme
+        e, errors = np.exp(1.0), torch.tensor([[1.0, 3.0], [0.0, 0.0]])
+        for scale in (1.0, 1e-30, 1e30):
+            weights = camkd(scale * errors)
+            assert weights[0].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
+            assert weights[1].tolist() == [0.5, 0.5]
 
 
 def random_gram(n: int, seed: int) -> Tensor:
@@ -220,9 +203,6 @@ def test_unit_gradients_make_lengths_irrelevant():
     assert aekd_weights(zero, 1.0, unit_gradients=True).isfinite().all()
 
 
-# ------------------------------------------------------------------------------- in a loss
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_aekd_under_autocast_has_the_weights_of_float32(dtype: torch.dtype):
     """Half-precision gradients of a mean over many elements are mostly 0."""
@@ -269,7 +249,7 @@ def test_camkd_in_a_loss_weighs_each_sample_and_evenly_without_labels():
     loss = make_loss(teacher=[nn.Identity(), nn.Identity()], aggregation="camkd")
     outputs = [TeacherOutput(y + 0.1), TeacherOutput(y + only_first)]
     weights = loss(y, y=y, outputs=outputs).teacher_weights
-    first, other = camkd_weights(torch.tensor([[0.01, 1.0], [0.01, 0.0]]))
+    first, other = camkd(torch.tensor([[0.01, 1.0], [0.01, 0.0]]))
     torch.testing.assert_close(weights, (first + 4 * other) / 5)
     assert loss(y, outputs=outputs).teacher_weights.tolist() == [0.5, 0.5]
 
@@ -290,8 +270,7 @@ def test_the_weighted_target_has_the_gradient_of_the_weighted_losses(per_sample:
     (expected,) = torch.autograd.grad(each, student)
     (gradient,) = torch.autograd.grad(loss(student, weighted_target(teachers, weights)), student)
     assert torch.allclose(gradient, expected, rtol=0, atol=1e-10)
-    half = teachers.bfloat16()
-    assert weighted_target(half, mean_weights(half)).dtype == torch.bfloat16
+    assert weighted_target(teachers.bfloat16(), weights.float()).dtype == torch.bfloat16
 
 
 def test_teacher_gradients_leave_the_students_graph_alone():
@@ -305,9 +284,6 @@ def test_teacher_gradients_leave_the_students_graph_alone():
     assert weight.grad is None
     student.sum().backward()
     assert weight.grad is not None
-
-
-# ------------------------------------------------------------------------------- two processes
 
 
 def _weigh(rank: int, folder: str) -> None:
@@ -328,33 +304,23 @@ def test_two_processes_agree_on_the_weights_of_the_whole_batch(tmp_path):
     assert not torch.allclose(gradient_gram(whole[:, :2]), gradient_gram(whole), rtol=0.1)
 
 
-@pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: make_aggregation("akd"), r"`aggregation` is 'akd', .* Did you mean 'aekd'\?"),
-        (lambda: AEKDAggregation(0.0), r"`max_weight` is 0.0, expected a number in \(0, 1\]"),
-        (lambda: AEKDAggregation(1.5), r"`max_weight` is 1.5, expected a number in \(0, 1\]"),
-        (
-            lambda: AEKDAggregation(0.3).check(3),
-            "`max_weight` is 0.3, expected at least 1 / 3: the",
-        ),
-        (lambda: AEKDAggregation(0.6).check(9), "AEKD is given 9 teachers, expected at most 8"),
-        (lambda: aekd_weights(torch.eye(2), 0.4), "`max_weight` is 0.4, expected at least 1 / 2"),
-        (
-            lambda: AEKDAggregation()(TeacherEvidence(torch.ones(2, 1, 3))),
-            "`evidence.gradients` is None: AEKD needs `teacher_gradients`",
-        ),
-        (
-            lambda: teacher_gradients(F.mse_loss, torch.ones(1, 2), torch.ones(2, 1, 3)),
-            r"`student` has shape \(1, 2\), expected \(1, 3\) \(each teacher's shape\)",
-        ),
-        (
-            lambda: weighted_target(torch.ones(2, 3, 4), torch.ones(3)),
-            r"`weights` has shape \(3,\), expected \(2,\) or \(3, 2\)",
-        ),
-    ],
+test_refusals = refusals(
+    (lambda: make_aggregation("akd"), r"`aggregation` is 'akd', .* Did you mean 'aekd'\?"),
+    (lambda: AEKDAggregation(0.0), r"`max_weight` is 0.0, expected a number in \(0, 1\]"),
+    (lambda: AEKDAggregation(1.5), r"`max_weight` is 1.5, expected a number in \(0, 1\]"),
+    (lambda: AEKDAggregation(0.3).check(3), "`max_weight` is 0.3, expected at least 1 / 3: the"),
+    (lambda: AEKDAggregation(0.6).check(9), "AEKD is given 9 teachers, expected at most 8"),
+    (lambda: aekd_weights(torch.eye(2), 0.4), "`max_weight` is 0.4, expected at least 1 / 2"),
+    (
+        lambda: AEKDAggregation()(TeacherEvidence(torch.ones(2, 1, 3))),
+        "`evidence.gradients` is None: AEKD needs `teacher_gradients`",
+    ),
+    (
+        lambda: teacher_gradients(F.mse_loss, torch.ones(1, 2), torch.ones(2, 1, 3)),
+        r"`student` has shape \(1, 2\), expected \(1, 3\) \(each teacher's shape\)",
+    ),
+    (
+        lambda: weighted_target(torch.ones(2, 3, 4), torch.ones(3)),
+        r"`weights` has shape \(3,\), expected \(2,\) or \(3, 2\)",
+    ),
 )
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

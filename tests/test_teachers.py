@@ -5,12 +5,23 @@ import functools
 
 import pytest
 import torch
-import torch.distributed as dist
-from small import BANDS, LATENTS, X, Y, batch, make, make_loss, net, same, teacher_net
+from small import (
+    BANDS,
+    LATENTS,
+    X,
+    Y,
+    batch,
+    make,
+    make_loss,
+    net,
+    one_process,  # noqa: F401  # a fixture
+    same,
+    teacher_net,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdkd_plugin import DistillationLoss, GridTransform, LatentPair, TeacherOutput, precompute
+from sdkd_plugin import DistillationLoss, GridTransform, TeacherOutput, precompute
 from sdkd_plugin.teachers import FunctionTeacher, accepted_inputs, named_inputs
 
 # What torch warns of while it scripts, traces and copies.
@@ -21,15 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 NET = teacher_net().eval()
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, backend="eager")
+compiled = functools.partial(torch.compile, backend="eager")
 
 
 def exported(model: nn.Module) -> nn.Module:
@@ -111,9 +114,6 @@ def test_sparse_adjacencies_may_be_buffers():
     assert terms.total.isfinite()
 
 
-# ------------------------------------------------------------------------------------------ inputs
-
-
 @torch.jit.script
 def add(x: Tensor, edge_weight: Tensor) -> Tensor:
     return x + edge_weight
@@ -148,9 +148,6 @@ def test_an_exported_teacher_gets_its_further_inputs():
         X, edge_index=example[1], edge_weight=example[2], other=1
     )
     assert torch.equal(output.forecast, X + 1 + 1)
-
-
-# --------------------------------------------------------------------------------------- refusals
 
 
 def test_a_teacher_exported_in_training_mode_is_refused():
@@ -214,14 +211,10 @@ def test_taps_of_models_that_hooks_can_read():
     for teacher in (parallel, compiled_in_place(copy.deepcopy(NET))):
         terms = make(teacher=teacher, latents=LATENTS, example={"x": X}).step(X, Y)
         assert terms.features == expected
-    for student, prefix in (
-        (compiled_in_place(net()), ""),
-        (DistributedDataParallel(net()), "module."),
-    ):
-        pairs = [LatentPair(prefix + "0", pair.teacher, bands=pair.bands) for pair in LATENTS]
-        distiller = make(teacher=NET, student=student, latents=pairs, example={"x": X})
+    for student in (compiled_in_place(net()), DistributedDataParallel(net())):
+        distiller = make(teacher=NET, student=student, latents=LATENTS, example={"x": X})
         for _ in range(2):
-            assert list(distiller.step(X, Y).features.values()) == list(expected.values())
+            assert distiller.step(X, Y).features == expected
 
 
 class Pair(nn.Conv2d):
@@ -233,9 +226,6 @@ class Pair(nn.Conv2d):
 def test_a_model_that_returns_several_tensors_is_refused(role: str):
     with pytest.raises(ValueError, match="`Pair` returns a tuple, expected one tensor: give a mo"):
         make(**{role: Pair(2, 3, 1)}).step(X, Y)
-
-
-# ----------------------------------------------------------------------------------- in advance
 
 
 def test_precomputed_outputs_equal_live_ones_bit_for_bit_and_in_order():

@@ -356,8 +356,8 @@ def test_chebyshev_weights_are_within_their_tolerance():
         for tolerance in (0.03, 0.01):
             c = band_polynomials(bands, tolerance)
             weights = c @ (torch.arange(c.shape[1])[:, None] * angle).cos()
-            assert weights.min() >= -1e-12
-            assert weights.sum(0).max() <= 1 + 1e-12
+            assert weights.min() >= -1e-9
+            assert weights.sum(0).max() <= 1 + 1e-9
             assert (weights - exact_weights)[:, outside].abs().max() <= 1.02 * tolerance
     with pytest.raises(ValueError, match="expected wider edges"):
         band_polynomials(Bands.split(0.25), 1e-9)
@@ -432,7 +432,11 @@ def test_a_graph_kept_in_float32_is_exact_to_float32():
         ((TWO[:1], None, 2), {}, r"`edge_index` has shape \(1, 2\), expected \(2, edges\)"),
         ((TWO, torch.ones(3), 2), {}, r"`edge_weight` has shape \(3,\), expected \(2,\)"),
         ((TWO, torch.tensor([1, torch.nan]), 2), {}, r"`edge_weight` has 1 of 2 values.*NaN"),
-        ((TWO, torch.tensor([1, -2.0]), 2), {}, r"`edge_weight` has -2.0, expected none below 0"),
+        (
+            (TWO, torch.tensor([1, -2.0]), 2),
+            {},
+            r"`edge_weight` goes down to -2, expected none below 0",
+        ),
         ((TWO + 1, None, 2), {}, r"`edge_index` has nodes 1 to 2, expected 0 to 1"),
         ((TWO - 1, None, 2), {}, r"`edge_index` has nodes -1 to 0, expected 0 to 1"),
         ((TWO, None, 2), {"normalization": "sym"}, r"`normalization` is 'sym', expected one of"),
@@ -452,7 +456,11 @@ def test_graph_refuses(arguments: tuple, options: dict, message: str):
     [
         (torch.eye(3)[:, :2], torch.zeros(2), r"`eigenvectors` has shape \(3, 2\)"),
         (2 * torch.eye(2), torch.zeros(2), r"`eigenvectors` has columns that are not orthonormal"),
-        (torch.eye(2), torch.tensor([-1.0, 1.0]), r"`eigenvalues` has -1.0, expected none below 0"),
+        (
+            torch.eye(2),
+            torch.tensor([-1.0, 1.0]),
+            r"`eigenvalues` goes down to -1, expected none below 0",
+        ),
         (torch.eye(2), torch.tensor([0.0, torch.nan]), r"`eigenvalues` has 1 of 2 values"),
     ],
 )
@@ -463,7 +471,7 @@ def test_graph_refuses_a_bad_basis(eigenvectors: Tensor, eigenvalues: Tensor, me
 
 
 def test_a_graph_has_one_size():
-    with pytest.raises(ValueError, match=r"expected \(8,\) \(the graph's nodes\)"):
+    with pytest.raises(ValueError, match=r"expected \(8,\) \(the only size"):
         exact(ring(8)).resized((9,))
 
 

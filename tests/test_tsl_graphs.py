@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_transforms import Domain, TransformContract
 from torch import Tensor, nn
+from transform_contract import TransformContract
+from tsl_parts import trainer
 
 from sdkd_plugin import Bands, DistillationLoss, GraphTransform, LatentPair
 from sdkd_plugin.adapters.tsl import (
@@ -19,8 +19,6 @@ from sdkd_plugin.adapters.tsl import (
     match_sensors,
 )
 
-import pytorch_lightning as pl  # isort: skip
-from pytorch_lightning.loggers.logger import DummyLogger  # isort: skip
 from tsl.data import SpatioTemporalDataset  # isort: skip
 from tsl.data.loader import DisjointGraphLoader, StaticGraphLoader  # isort: skip
 from tsl.metrics.torch import MaskedMAE  # isort: skip
@@ -35,7 +33,7 @@ SAME = (0.0, 1.0)
 FIT = {"loss_fn": MaskedMAE(), "optim_class": torch.optim.SGD, "optim_kwargs": {"lr": 0.1}}
 
 
-def transform(edges: Tensor = EDGES, weight: Tensor | None = WEIGHT, n: int = NODES, **options):
+def graph(edges: Tensor = EDGES, weight: Tensor | None = WEIGHT, n: int = NODES, **options):
     return GraphTransform.from_edges(edges, weight, n, **options)
 
 
@@ -62,20 +60,10 @@ def mixer(n: int, seed: int = 0) -> nn.Module:
     return SDKDStudent(input_size=1, window=6, horizon=3, n_nodes=n, hidden_size=8, emb_size=4)
 
 
-def fit(predictor: pl.LightningModule, batches: Any) -> dict[str, Tensor]:
-    trainer = pl.Trainer(
-        max_epochs=1,
-        limit_train_batches=2,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=DummyLogger(),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(predictor, batches, batches)
-    return trainer.callback_metrics
+def fit(loss: DistillationLoss, learner: nn.Module, batches: Any) -> dict[str, Tensor]:
+    run = trainer(1, limit_train_batches=2, limit_val_batches=1)
+    run.fit(DistillationPredictor(loss, model=learner, **FIT), batches, batches)
+    return run.callback_metrics
 
 
 # Disjoint batches -------------------------------------------------------------------------------
@@ -87,15 +75,12 @@ def test_disjoint_batches_of_one_graph_train_as_static_ones(make):
     for learner, (loader, of_batch) in zip(
         learners,
         [
-            (StaticGraphLoader(dataset(), batch_size=4), transform()),
+            (StaticGraphLoader(dataset(), batch_size=4), graph()),
             (DisjointGraphLoader(dataset(), batch_size=4, force_batch=True), DisjointGraphs()),
         ],
         strict=True,
     ):
-        predictor = DistillationPredictor(
-            DistillationLoss(make(9), of_batch, BANDS), model=learner, **FIT
-        )
-        logged.append(fit(predictor, loader))
+        logged.append(fit(DistillationLoss(make(9), of_batch, BANDS), learner, loader))
     assert logged[0].keys() == logged[1].keys()
     for name, value in logged[0].items():
         torch.testing.assert_close(logged[1][name], value, rtol=1e-5, atol=1e-6)
@@ -129,7 +114,7 @@ def test_a_graph_met_again_is_not_decomposed_again(monkeypatch):
 
 def test_batches_that_do_not_fit_the_transform_are_refused():
     batches = DisjointGraphLoader(dataset(), batch_size=4, force_batch=True)
-    one = DistillationLoss(gru(9), transform(), BANDS)
+    one = DistillationLoss(gru(9), graph(), BANDS)
     with pytest.raises(ValueError, match=r"4 disjoint graphs .* expected transform=DisjointGraphs"):
         DistillationPredictor(one, model=gru(0), **FIT).training_step(next(iter(batches)), 0)
     flat = next(iter(DisjointGraphLoader(dataset(), batch_size=4)))
@@ -162,23 +147,17 @@ def test_disjoint_graphs_refuse(as_shipped):
 
 @pytest.mark.parametrize("symmetrization", ["mean", "max"])
 def test_directed_broken_graphs_are_learned_on(symmetrization):
-    learner, wise = mixer(NODES), mixer(NODES, seed=9)
-    predictor = DistillationPredictor(
-        DistillationLoss(wise, transform(symmetrization=symmetrization), BANDS),
-        model=learner,
-        **FIT,
-    )
-    batches = StaticGraphLoader(dataset(), batch_size=4)
-    logged = fit(predictor, batches)
+    loss = DistillationLoss(mixer(NODES, seed=9), graph(symmetrization=symmetrization), BANDS)
+    logged = fit(loss, mixer(NODES), StaticGraphLoader(dataset(), batch_size=4))
     assert all(value.isfinite() for value in logged.values())
     assert logged["train_kd_band_0"] > 0
     # An isolated sensor is of frequency 0, and is pulled to its teacher like the others.
     d = torch.zeros(1, 3, NODES, 1)
     d[:, :, -1] = 2.0
-    energy = predictor.distillation.transform.sample_band_energy(d, BANDS)
+    energy = loss.transform.sample_band_energy(d, BANDS)
     torch.testing.assert_close(energy, torch.tensor([[12.0, 0.0]]))
     with pytest.raises(ValueError, match="`edge_index` is a directed graph: choose symmetrization"):
-        transform(symmetrization="refuse")
+        graph(symmetrization="refuse")
 
 
 # Sensors that come and go -----------------------------------------------------------------------
@@ -215,15 +194,13 @@ def test_a_teacher_speaks_to_a_student_with_dropped_sensors():
     pair = torch.tensor([[1, 2], [2, 1]])
     data = dataset(3, pair, torch.ones(2), teacher_x=full)
     # A model of tsl: pytest's type checks hide from tsl which inputs one of ours takes.
-    learner = gru(0)
-    loss = DistillationLoss(wrapped, transform(pair, None, 3), BANDS, weighting=(1.0, 1.0))
-    predictor = DistillationPredictor(loss, model=learner, **FIT)
+    loss = DistillationLoss(wrapped, graph(pair, None, 3), BANDS, weighting=(1.0, 1.0))
     batch = next(iter(StaticGraphLoader(data, batch_size=4)))
     with torch.no_grad():
         expected = wise(full.unfold(0, 6, 1)[:4].movedim(-1, 1), EDGES, WEIGHT)[:, :, places]
         x = batch.input.x
         torch.testing.assert_close(wrapped(x, teacher_x=batch.input.teacher_x), expected)
-    logged = fit(predictor, StaticGraphLoader(data, batch_size=4))
+    logged = fit(loss, gru(0), StaticGraphLoader(data, batch_size=4))
     assert logged["train_kd_band_0"] > 0
     with pytest.raises(ValueError, match="has 3 of the teacher's 6 sensors: add the window"):
         wrapped(x)
@@ -243,7 +220,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     for i, name in enumerate("abcdef"):
         torch.testing.assert_close(answer[:, :, mine.index(name)], expected[:, :, i])
     order = torch.arange(NODES).flip(0)  # the shared sensors, as the student has them
-    shared = SharedSensors(transform(order[EDGES]), match.student, len(mine))
+    shared = SharedSensors(graph(order[EDGES]), match.student, len(mine))
     learner = mixer(len(mine))
     loss = DistillationLoss(wrapped, shared, BANDS, weighting=(1.0, 1.0))
     DistillationPredictor(loss, model=learner, **FIT)  # accepts it
@@ -261,7 +238,7 @@ def test_a_student_with_added_sensors_hears_of_the_shared_ones_only():
     assert shared.filter(forecast, lambda f: f * 0 + 1)[:, :, 1].abs().max() == 0
     with pytest.raises(ValueError, match=r"6 of the student's 7 sensors .* SharedSensors\("):
         DistillationPredictor(
-            DistillationLoss(wrapped, transform(n=len(mine)), BANDS), model=learner, **FIT
+            DistillationLoss(wrapped, graph(n=len(mine)), BANDS), model=learner, **FIT
         )
 
 
@@ -273,7 +250,7 @@ def test_wrappers_refuse_what_does_not_fit():
     x = torch.zeros(1, 6, 3, 1)
     with pytest.raises(ValueError, match=r"`u` has shape \(1, 6, 2, 1\), .* all sensors share"):
         wrapped(x[:, :, :2], teacher_x=x, u=torch.zeros(1, 6, 2, 1))
-    pair = transform(torch.tensor([[0], [1]]), None, 2)
+    pair = graph(torch.tensor([[0], [1]]), None, 2)
     with pytest.raises(ValueError, match=r"`transform` has shape \(2,\), expected \(3,\)"):
         SharedSensors(pair, torch.tensor([0, 1, 2]), 4)
     with pytest.raises(ValueError, match=r"`places` is \[0, 4\], expected nodes from 0 to 3"):
@@ -305,91 +282,37 @@ def test_what_judges_by_samples_does_not_go_with_disjoint_graphs(options: dict):
 # Both as transforms ------------------------------------------------------------------------------
 
 
-class _NodeContract(TransformContract):
-    """The contract of a transform that computes no coefficients."""
-
-    # These ask for coefficients, or for one set of frequencies.
-    test_round_trip = test_parseval = test_spectrum_sums_to_the_mean_square = None
-    test_frequencies_reach_from_the_mean_to_at_most_one = test_partitions_are_not_mixed_up = None
-    test_casting_the_module_leaves_the_frequencies_exact = None
-    test_filter_is_the_response_times_each_frequency = test_refuses_fields_off_the_domain = None
-    test_the_field_given_is_not_changed = None
+class TestDisjointGraphs(TransformContract):
+    """Two equal graphs, another one, and a single node."""
 
     @pytest.fixture
-    def make_field(self, domain: Domain, device: torch.device):
-        def make(*leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            # Nodes before the last axis; the contract's last leading axis is that of features.
-            size = (*leading, *domain.transform.domain_shape, 1)
-            x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            return x.to(device, dtype)
-
-        return make
-
-    def test_a_field_is_filtered_and_left_alone(self, domain: Domain, make_field):
-        x = make_field(2, 3)
-        before = x.clone()
-        got = domain.transform.filter(x, lambda f: 1 / (1 + 5 * f))
-        expected = domain.filter(x[..., 0].flatten(0, 1).cpu().numpy(), lambda f: 1 / (1 + 5 * f))
-        np.testing.assert_allclose(got[..., 0].flatten(0, 1).cpu(), expected, atol=1e-10)
-        assert torch.equal(x, before)
-
-    @pytest.mark.usefixtures("as_shipped")
-    def test_fields_off_the_domain_are_refused(self, domain: Domain, make_field):
-        transform, x = domain.transform, make_field(2, 3)
-        for call in (
-            lambda x: transform.sample_band_energy(x, BANDS),
-            lambda x: transform.filter(x, abs),
-        ):
-            with pytest.raises(ValueError, match=r"a field has shape .* expected .* along axes"):
-                call(torch.cat([x, x], -2))
-            with pytest.raises(ValueError, match=r"a field is of torch.int64, expected floating"):
-                call(x.long())
-        with pytest.raises(ValueError, match="expected a batch axis before its domain"):
-            transform.sample_band_energy(x[0, 0], BANDS)
-
-
-def parts_domain(transform, parts: list[tuple[GraphTransform, list[int]]]) -> Domain:
-    """References by numpy: each part's own modes, at its nodes."""
-    n = transform.domain_shape[0]
-    bases = [(p.eigenvectors.cpu().numpy(), p.frequencies.cpu().numpy(), at) for p, at in parts]
-
-    def apply(x: np.ndarray, response) -> np.ndarray:
-        out = np.zeros_like(x)
-        for vectors, frequencies, at in bases:
-            out[:, at] = x[:, at] @ vectors * response(frequencies) @ vectors.T
-        return out
-
-    modes = []
-    for vectors, frequencies, at in bases:
-        for column, frequency in zip(vectors.T, frequencies, strict=True):
-            mode = np.zeros(n)
-            mode[at] = column
-            modes.append((mode, float(frequency)))
-    return Domain(transform, apply, modes)
-
-
-class TestDisjointGraphs(_NodeContract):
-    test_resized_to_its_own_size_is_the_same = None  # refused: see above
-
-    @pytest.fixture
-    def domain(self, device: torch.device) -> Domain:
+    def transform(self, device: torch.device) -> DisjointGraphs:
         graphs = DisjointGraphs(dtype=torch.float64)
         edges = torch.cat([EDGES, EDGES + NODES, torch.tensor([[12, 13], [13, 14]])], 1).to(device)
         weight = torch.cat([WEIGHT, WEIGHT, torch.ones(2)]).to(device)
         graphs.set_graphs(edges, weight, torch.tensor([0, 6, 12, 15, 16]))
-        first = transform(dtype=torch.float64)
-        third = transform(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
-        alone = transform(EDGES[:, :0], None, 1, dtype=torch.float64)
-        places = [(first, [*range(6)]), (first, [*range(6, 12)]), (third, [12, 13, 14])]
-        return parts_domain(graphs, [*places, (alone, [15])])
+        return graphs
+
+    def test_each_graph_is_filtered_by_its_own_frequencies(self, transform, make_field):
+        x = make_field(2, 3)
+        third = graph(torch.tensor([[0, 1], [1, 2]]), None, 3, dtype=torch.float64)
+        filtered = transform.filter(x, self.response)
+        expected = third.filter(x[..., 12:15, :], self.response)
+        torch.testing.assert_close(filtered[..., 12:15, :], expected)
+        torch.testing.assert_close(filtered[..., 15:, :], x[..., 15:, :])  # a node is its mean
 
 
-class TestSharedSensors(_NodeContract):
-    """Where all sensors are shared, in another order; others have no energy: see above."""
+class TestSharedSensors(TransformContract):
+    """All sensors, in another order; of sensors that are not shared: see above."""
+
+    places = torch.tensor([3, 1, 0, 5, 4, 2])
 
     @pytest.fixture
-    def domain(self, device: torch.device) -> Domain:
-        places = torch.tensor([3, 1, 0, 5, 4, 2])
-        own = transform(dtype=torch.float64)
-        shared = SharedSensors(own, places, NODES).to(device)
-        return parts_domain(shared, [(own, places.tolist())])
+    def transform(self, device: torch.device) -> SharedSensors:
+        own = graph(dtype=torch.float64)
+        return SharedSensors(own, self.places, NODES).to(device)
+
+    def test_the_order_of_the_graph_is_found(self, transform, make_field):
+        x, own = make_field(2, 3).cpu(), graph(dtype=torch.float64)
+        filtered = transform.cpu().filter(x, self.response)[..., self.places, :]
+        torch.testing.assert_close(filtered, own.filter(x[..., self.places, :], self.response))

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sdkd_plugin.adapters.tsl import get_dataset, load_traffic, spatiotemporal_dataset
-from sdkd_plugin.data import simulate_traffic
+from sdkd_plugin.adapters.tsl import get_dataset, load_traffic
 
 pytestmark = [
     # pandas 2, of what tsl asks it for.
@@ -91,10 +90,3 @@ def test_a_damaged_file_is_named(tmp_path: Path):
     (folder / "metr_la.h5").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"la could not be .*metr_la.h5 cannot be read as HDF5"):
         load_traffic(folder)
-
-
-def test_windows_have_the_time_of_day():
-    traffic = simulate_traffic(n_sensors=12, days=1, progress=False)
-    u = spatiotemporal_dataset(traffic).u
-    angle = 2 * np.pi * np.arange(len(traffic.index)) * 5 / 1440
-    np.testing.assert_allclose(u, np.stack([np.sin(angle), np.cos(angle)], 1), atol=1e-6)

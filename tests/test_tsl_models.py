@@ -8,16 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from tsl_parts import predictor, trainer
 
 from sdkd_plugin import DistillationLoss, GraphTransform, LatentPair
-from sdkd_plugin.adapters.tsl import DistillationPredictor, SDKDStudent, SDKDTeacher
+from sdkd_plugin.adapters.tsl import SDKDStudent, SDKDTeacher
 from sdkd_plugin.models import GraphAlterNet, GraphMixer
 
-import pytorch_lightning as pl  # isort: skip
-from pytorch_lightning.loggers.logger import DummyLogger  # isort: skip
 from tsl.data import SpatioTemporalDataset  # isort: skip
 from tsl.data.loader import StaticGraphLoader  # isort: skip
-from tsl.metrics.torch import MaskedMAE  # isort: skip
 from tsl.nn import models as tsl_models  # isort: skip
 from tsl.nn.models import BaseModel  # isort: skip
 
@@ -58,20 +56,17 @@ def build(name: str) -> nn.Module:
     return model.train()
 
 
+def covariates(name: str, u: Tensor) -> Tensor:
+    return (u > 0).long() if name == "STIDModel" else u  # there they are places in a table
+
+
 def loader(name: str) -> StaticGraphLoader:
     generator = torch.Generator().manual_seed(0)
     index = pd.date_range("2012-03-01", periods=24, freq="5min")
     speed = pd.DataFrame(torch.randn(24, NODES, generator=generator).numpy(), index=index)
     u = torch.randn(24, 2, generator=generator)
-    if name == "STIDModel":  # its covariates are places in a table
-        u = (u > 0).long()
-    dataset = SpatioTemporalDataset(
-        target=speed,
-        connectivity=(EDGES, WEIGHT),
-        covariates={"u": u},
-        window=WINDOW,
-        horizon=HORIZON,
-    )
+    options = {"connectivity": (EDGES, WEIGHT), "window": WINDOW, "horizon": HORIZON}
+    dataset = SpatioTemporalDataset(speed, covariates={"u": covariates(name, u)}, **options)
     return StaticGraphLoader(dataset, batch_size=4)
 
 
@@ -79,8 +74,7 @@ def loader(name: str) -> StaticGraphLoader:
 def test_every_model_of_tsl_runs_forward_and_backward(name: str):
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(2, WINDOW, 2, generator=generator)
-    if name == "STIDModel":  # its covariates are places in a table
-        u = (u > 0).long()
+    u = covariates(name, u)
     if name == "GRINModel":  # takes them node by node only
         u = u.unsqueeze(2).expand(-1, -1, NODES, -1)
     x = torch.randn(2, WINDOW, NODES, 1, generator=generator)
@@ -118,22 +112,9 @@ def test_a_model_of_tsl_teaches_and_learns(name: str):
     graph = GraphTransform.from_edges(EDGES, WEIGHT, NODES)
     loss = DistillationLoss(wise, graph, latents=[] if tap is None else [LatentPair(tap, tap)])
     loss.fit_latents(learner, **dict(next(iter(batches)).input.items()))
-    predictor = DistillationPredictor(
-        loss,
-        model=learner,
-        loss_fn=MaskedMAE(),
-        optim_class=torch.optim.SGD,
-        optim_kwargs={"lr": 1e-2},
-    )
-    trainer = pl.Trainer(
-        fast_dev_run=True,
-        accelerator="cpu",
-        logger=DummyLogger(),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(predictor, batches, batches)
-    logged = trainer.callback_metrics
+    run = trainer(fast_dev_run=True)
+    run.fit(predictor(learner, loss, optim_class=torch.optim.SGD), batches, batches)
+    logged = run.callback_metrics
     assert torch.isfinite(logged["train_loss"])
     assert logged["train_loss"] > logged["train_task"]
     assert tap is None or logged[f"train_kd_{tap}<-{tap}"] > 0
@@ -141,13 +122,17 @@ def test_a_model_of_tsl_teaches_and_learns(name: str):
     assert any(not torch.equal(value, before[key]) for key, value in learner.state_dict().items())
 
 
+def ours(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(input_size=1, window=WINDOW, horizon=HORIZON, n_nodes=NODES, exog_size=2).eval()
+
+
 @pytest.mark.parametrize("kind", [SDKDStudent, SDKDTeacher])
 def test_ours_are_base_models_of_tsl(kind: type[nn.Module]):
     assert issubclass(kind, BaseModel)
     assert kind.return_type is Tensor
-    model = kind(
-        input_size=1, window=WINDOW, horizon=HORIZON, n_nodes=NODES, exog_size=2
-    ).eval()  # fmt: skip
+    model = ours(kind)
+    assert all(model.get_submodule(path) for path in model.taps.values())
     x, u = torch.randn(2, WINDOW, NODES, 1), torch.randn(2, WINDOW, 2)
     forecast = model.predict(x=x, edge_index=EDGES, edge_weight=WEIGHT, u=u)
     assert forecast.shape == (2, HORIZON, NODES, 1)
@@ -178,15 +163,12 @@ def test_ours_have_the_arguments_and_defaults_of_their_networks(kind: type, net:
 
 @pytest.mark.parametrize("kind", [SDKDStudent, SDKDTeacher])
 def test_graphs_laid_side_by_side_are_forecast_each_by_itself(kind: type[nn.Module]):
-    torch.manual_seed(0)
-    model = kind(input_size=1, window=WINDOW, horizon=HORIZON, n_nodes=NODES, exog_size=2).eval()
+    model = ours(kind)
     x, u = torch.randn(3, WINDOW, NODES, 1), torch.randn(3, WINDOW, NODES, 2)
     # The last graph has edges of its own.
     edges = [EDGES, EDGES, EDGES[:, :3]]
     weights = [WEIGHT, WEIGHT.flip(0), WEIGHT[:3]]
-    expected = [
-        model(x[i : i + 1], edges[i], weights[i], u[i : i + 1]) for i in range(3)
-    ]  # fmt: skip
+    expected = [model(x[[i]], edges[i], weights[i], u[[i]]) for i in range(3)]
     got = model(
         torch.cat(list(x), 1)[None],
         torch.cat([each + i * NODES for i, each in enumerate(edges)], 1),
@@ -194,9 +176,8 @@ def test_graphs_laid_side_by_side_are_forecast_each_by_itself(kind: type[nn.Modu
         torch.cat(list(u), 1)[None],
     )
     torch.testing.assert_close(got, torch.cat(expected, 2))
-    assert not torch.allclose(
-        got[:, :, :NODES], model(x[:1], EDGES[:, :1], None, u[:1])
-    )  # the edges matter
+    without = model(x[:1], EDGES[:, :1], None, u[:1])
+    assert not torch.allclose(got[:, :, :NODES], without)
     across = torch.tensor([[0], [NODES]])
     with pytest.raises(ValueError, match=f"`x` has {2 * NODES} nodes, expected {NODES}"):
         model(torch.randn(1, WINDOW, 2 * NODES, 1), across, None, torch.randn(1, WINDOW, 2))

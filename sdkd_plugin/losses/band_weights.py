@@ -31,99 +31,20 @@ class BandEvidence(NamedTuple):
     teacher_error: Tensor | None = None
 
 
-def relative_weights(
-    teacher_energy: Float[Tensor, " n_bands"], floor: float = 0.05
-) -> Float[Tensor, " n_bands"]:
-    """Inverse energies: ``w_i = mean_j(E_j) / max(E_i, floor * max_j(E_j))``, 1 if all E are 0.
-
-    If errors are proportional to energies, the weighted loss has the size of the MSE.
-
-    Args:
-        teacher_energy: E, the mean square of the teacher in each band.
-        floor: the least energy of a band, as a share of the largest. Weights are at most
-            ``1 / floor``.
-
-    Example:
-        >>> relative_weights(torch.tensor([8.0, 2.0]), floor=0.1)
-        tensor([0.6250, 2.5000])
-    """
-    floored = teacher_energy.clamp_min(floor * teacher_energy.max())
-    weights = teacher_energy.mean() / floored
-    return torch.where(teacher_energy.max() > 0, weights, torch.ones_like(weights))
-
-
-def lag_weights(
-    student_error: Float[Tensor, " n_bands"],
-    teacher_energy: Float[Tensor, " n_bands"],
-    *,
-    max_weight: float = 4.0,
-    floor: float = 0.05,
-) -> Float[Tensor, " n_bands"]:
-    """Weights in proportion to the student's relative error in each band.
-
-    Formula: ``w_i = clip(lag_i / mean_j(lag_j), 1 / max_weight, max_weight)`` with
-    ``lag_i = error_i / max(energy_i, floor * max_j(energy_j))``. All weights are 1 if there is no
-    error or no energy.
-
-    Args:
-        student_error: squared difference of student and teacher in each band.
-        teacher_energy: mean square of the teacher in each band.
-        max_weight: above 1.
-        floor: the least energy of a band, as a share of the largest.
-
-    Raises:
-        ValueError: if ``max_weight`` is not above 1 or ``floor`` is not in (0, 1].
-
-    Example:
-        >>> lag_weights(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
-        tensor([0.5000, 1.5000])
-    """
-    _check(max_weight=max_weight, floor=floor)
-    tiny = torch.finfo(student_error.dtype).tiny
-    floored = teacher_energy.clamp_min(floor * teacher_energy.max())
-    lag = student_error / floored.clamp_min(tiny)
-    relative = (lag / lag.mean().clamp_min(tiny)).clamp(1 / max_weight, max_weight)
-    measured = (teacher_energy.max() > 0) & (lag.mean() > 0)
-    return torch.where(measured, relative, torch.ones_like(relative))
-
-
-def confidence_weights(
-    teacher_energy: Float[Tensor, " n_bands"], teacher_error: Float[Tensor, " n_bands"]
-) -> Float[Tensor, " n_bands"]:
-    """The teacher's signal share in each band: ``energy / (energy + error)``, 1 if both are 0.
-
-    Args:
-        teacher_energy: mean square of the teacher in each band.
-        teacher_error: squared difference of teacher and labels in each band.
-
-    Example:
-        >>> confidence_weights(torch.tensor([3.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 2.0]))
-        tensor([1.0000, 0.5000, 0.0000])
-
-    Source: the Wiener filter's gain; its use as a band weight is our own.
-    """
-    total = teacher_energy + teacher_error
-    gain = teacher_energy / total.clamp_min(torch.finfo(total.dtype).tiny)
-    return torch.where(total > 0, gain, torch.ones_like(gain))
-
-
 class AbstractWeighting(nn.Module, ABC):
     """Computes a weight for each band from the evidence of one step.
 
     Attributes:
         needs_teacher_energy: whether the loss measures the teacher's energy: one more transform.
         needs_teacher_error: whether it measures the teacher's error against labels.
+        needs_in_eval: whether it measures them in eval mode too, or in training mode only.
+        n_bands: of the partitions that the weighting fits; None if it fits every partition.
     """
 
     needs_teacher_energy: bool = False
     needs_teacher_error: bool = False
-
-    def check(self, n_bands: int) -> None:  # most weightings fit every partition
-        """Refuse a partition that this weighting does not fit.
-
-        Raises:
-            ValueError: naming the weighting's number of bands and the partition's.
-        """
+    needs_in_eval: bool = True
+    n_bands: int | None = None
 
     @abstractmethod
     def forward(self, evidence: BandEvidence) -> Float[Tensor, " n_bands"]:
@@ -166,15 +87,8 @@ class FixedWeighting(_FullPrecision, AbstractWeighting):
             raise ValueError(
                 f"`weights` is {values}, expected finite numbers of at least 0, not all 0."
             )
+        self.n_bands = len(values)
         self.register_buffer("weights", torch.tensor(values, dtype=torch.float64), persistent=False)
-
-    def check(self, n_bands: int) -> None:
-        """See `AbstractWeighting`."""
-        if len(self.weights) != n_bands:
-            raise ValueError(
-                f"`weights` has {len(self.weights)} values, expected {n_bands}: one for each "
-                "band, from low to high."
-            )
 
     def forward(self, evidence: BandEvidence) -> Float[Tensor, " n_bands"]:
         """The weights."""
@@ -182,13 +96,21 @@ class FixedWeighting(_FullPrecision, AbstractWeighting):
 
 
 class RelativeWeighting(AbstractWeighting):
-    """Weights each band by the inverse of the teacher's energy there: `relative_weights`.
+    """Weights each band by the inverse of the teacher's energy there.
+
+    Formula: ``w_i = mean_j(E_j) / max(E_i, floor * max_j(E_j))``, 1 if all E are 0. If errors are
+    proportional to energies, the weighted loss has the size of the MSE.
 
     Args:
-        floor: the least energy of a band, as a share of the largest.
+        floor: the least energy of a band, as a share of the largest, in (0, 1]. Weights are at most
+            ``1 / floor``.
 
     Raises:
         ValueError: if the floor is not in (0, 1].
+
+    Example:
+        >>> RelativeWeighting(floor=0.1)(BandEvidence(torch.zeros(2), torch.tensor([8.0, 2.0])))
+        tensor([0.6250, 2.5000])
     """
 
     needs_teacher_energy = True
@@ -200,7 +122,9 @@ class RelativeWeighting(AbstractWeighting):
 
     def forward(self, evidence: BandEvidence) -> Float[Tensor, " n_bands"]:
         """The weights of this step."""
-        return relative_weights(_given(evidence.teacher_energy, "teacher_energy"), self.floor)
+        energy = _energy(evidence)
+        weights = energy.mean() / energy.clamp_min(self.floor * energy.max())
+        return torch.where(energy.max() > 0, weights, torch.ones_like(weights))
 
 
 class BandAverages(_FullPrecision):
@@ -231,27 +155,24 @@ class BandAverages(_FullPrecision):
             mean.copy_(torch.where(finite, moved, mean))
         self.weight += finite * weight
 
-    def check(self, n_bands: int) -> None:
-        """Refuse a partition into another number of bands."""
-        if len(self.error) != n_bands:
-            raise ValueError(
-                f"`n_bands` of the weighting is {len(self.error)}, expected {n_bands}, the bands'."
-            )
-
 
 class AdaptiveWeighting(AbstractWeighting):
-    """Weights a band the more, the larger the student's relative error in it is: `lag_weights`.
+    """Weights a band the more, the larger the student's relative error in it is.
+
+    Formula: ``w_i = clip(lag_i / mean_j(lag_j), 1 / max_weight, max_weight)`` with
+    ``lag_i = error_i / max(energy_i, floor * max_j(energy_j))``. All weights are 1 if there is no
+    error or no energy, as before the first step.
 
     Error and energy are exponential moving averages over training steps,
     ``average <- decay * average + (1 - decay) * value``. Both start at 0, and their ratio has no
-    bias from that. They move in training mode only and are in ``state_dict()``. Before the first
-    step all weights are 1. Nothing waits for the device.
+    bias from that. They move in training mode only and are in ``state_dict()``. Nothing waits for
+    the device.
 
     Args:
         n_bands: of the partition.
         decay: of the averages in a step, in [0, 1); they reach back about 1 / (1 - decay) steps.
-        max_weight: no weight is above it or below its inverse.
-        floor: the least energy of a band, as a share of the largest.
+        max_weight: above 1; no weight is above it or below its inverse.
+        floor: the least energy of a band, as a share of the largest, in (0, 1].
 
     Raises:
         ValueError: if a number is out of its range.
@@ -263,28 +184,30 @@ class AdaptiveWeighting(AbstractWeighting):
     """
 
     needs_teacher_energy = True
+    needs_in_eval = False
 
     def __init__(
         self, n_bands: int, *, decay: float = 0.99, max_weight: float = 4.0, floor: float = 0.05
     ) -> None:
         super().__init__()
         _check(max_weight=max_weight, floor=floor, decay=decay)
+        self.n_bands = n_bands
         self.decay = decay
         self.max_weight = max_weight
         self.floor = floor
         self.averages = BandAverages(n_bands)
 
-    def check(self, n_bands: int) -> None:
-        """See `AbstractWeighting`."""
-        self.averages.check(n_bands)
-
     def forward(self, evidence: BandEvidence) -> Float[Tensor, " n_bands"]:
         """The weights after this step's evidence."""
         if self.training:
-            energy = _given(evidence.teacher_energy, "teacher_energy")
-            self.averages.follow(evidence.student_error, energy, 1 - self.decay)
+            self.averages.follow(evidence.student_error, _energy(evidence), 1 - self.decay)
         error, energy = self.averages.error, self.averages.energy
-        weights = lag_weights(error, energy, max_weight=self.max_weight, floor=self.floor)
+        tiny = torch.finfo(error.dtype).tiny
+        lag = error / energy.clamp_min(self.floor * energy.max()).clamp_min(tiny)
+        weights = lag / lag.mean().clamp_min(tiny)
+        weights = weights.clamp(1 / self.max_weight, self.max_weight)
+        measured = (energy.max() > 0) & (lag.mean() > 0)
+        weights = torch.where(measured, weights, torch.ones_like(weights))
         return weights.to(evidence.student_error)
 
     def extra_repr(self) -> str:
@@ -293,19 +216,21 @@ class AdaptiveWeighting(AbstractWeighting):
 
 
 class ConfidenceWeighting(AbstractWeighting):
-    """Weights each band by the teacher's signal share there: `confidence_weights`.
+    """Weights each band by the teacher's signal share there.
 
-    The teacher's energy and error come from `measure`, a plain mean over labelled batches, or from
-    labelled training steps: plain means at first, exponential moving averages with ``decay`` once
-    these reach further back. Unlabelled steps keep the last estimate. Prefer labels that the
-    teacher was not trained on: on its own training data its errors are too small.
+    Formula: ``w_i = energy_i / (energy_i + error_i)``, 1 if both are 0, as before any measurement,
+    with the teacher's mean square and its mean squared error against labels: the Wiener filter's
+    gain. Its use as a band weight is our own.
 
-    Before any measurement all weights are 1. The estimate moves in training mode only and is in
-    ``state_dict()``. Nothing waits for the device.
+    Energy and error come from `FrequencyAlignedLoss.measure`, a plain mean over labelled batches,
+    or from labelled training steps: plain means at first, exponential moving averages with
+    ``decay`` once these reach further back. Unlabelled steps keep the last estimate. Prefer labels
+    that the teacher was not trained on: on its own training data its errors are too small. The
+    estimate moves in training mode only and is in ``state_dict()``. Nothing waits for the device.
 
     Args:
         n_bands: of the partition.
-        decay: of the averages in a labelled step, in [0, 1); None leaves it to `measure`.
+        decay: of the averages in a labelled step, in [0, 1); None leaves it to ``measure``.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -317,32 +242,25 @@ class ConfidenceWeighting(AbstractWeighting):
         tensor([1.0000, 0.5000])
     """
 
+    needs_in_eval = False
+
     def __init__(self, n_bands: int, *, decay: float | None = 0.99) -> None:
         super().__init__()
         _check(decay=decay or 0.0)
+        self.n_bands = n_bands
         self.decay = decay
         self.needs_teacher_energy = self.needs_teacher_error = decay is not None
         self.averages = BandAverages(n_bands)
 
-    def check(self, n_bands: int) -> None:
-        """See `AbstractWeighting`."""
-        self.averages.check(n_bands)
-
-    def measure(
-        self, error: Float[Tensor, " n_bands"], energy: Float[Tensor, " n_bands"], weight: float
-    ) -> None:
-        """Average in what `FrequencyAlignedLoss.measure` computes from a labelled batch."""
-        self.averages.follow(error, energy, weight / (self.averages.weight + weight), weight)
-
     def forward(self, evidence: BandEvidence) -> Float[Tensor, " n_bands"]:
         """The weights after this step's evidence."""
-        error = evidence.teacher_error
+        averages, error = self.averages, evidence.teacher_error
         if self.training and self.decay is not None and error is not None:
-            energy = _given(evidence.teacher_energy, "teacher_energy")
-            rate = (1 / (self.averages.weight + 1)).clamp_min(1 - self.decay)
-            self.averages.follow(error, energy, rate)
-        weights = confidence_weights(self.averages.energy, self.averages.error)
-        return weights.to(evidence.student_error)
+            rate = (1 / (averages.weight + 1)).clamp_min(1 - self.decay)
+            averages.follow(error, _energy(evidence), rate)
+        total = averages.energy + averages.error
+        gain = averages.energy / total.clamp_min(torch.finfo(total.dtype).tiny)
+        return torch.where(total > 0, gain, torch.ones_like(gain)).to(evidence.student_error)
 
 
 def make_weighting(
@@ -378,14 +296,18 @@ def make_weighting(
             made = AdaptiveWeighting(n_bands)
         else:
             made = ConfidenceWeighting(n_bands)
-    made.check(n_bands)
+    if made.n_bands not in (None, n_bands):
+        raise ValueError(
+            f"`weights` has {made.n_bands} values, expected {n_bands}: one for each band, from low "
+            f"to high; make the {type(made).__name__} for {n_bands} bands."
+        )
     return made
 
 
-def _given(value: Tensor | None, name: str) -> Tensor:
-    if value is None:
-        raise ValueError(f"`evidence.{name}` is None, but this weighting needs it.")
-    return value
+def _energy(evidence: BandEvidence) -> Tensor:
+    if evidence.teacher_energy is None:
+        raise ValueError("`evidence.teacher_energy` is None, but this weighting needs it.")
+    return evidence.teacher_energy
 
 
 def _check(*, max_weight: float = 2.0, floor: float = 1.0, decay: float = 0.0) -> None:

@@ -1,7 +1,7 @@
 """Feature losses: comparisons of a latent of the student with one of the teacher.
 
-Here live the losses, as functions and as modules behind one interface. Which taps are compared, and
-how their channels and resolutions are matched, is in `latents`.
+Here live the losses, behind one interface. Which taps are compared, and how their channels and
+resolutions are matched, is in `latents`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,81 +15,11 @@ from sdkd_plugin._checks import check_shape
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss
 from sdkd_plugin.spectral.transform import working_dtype
 
-
-def attention_loss(
-    student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."], channel_axis: int
-) -> Float[Tensor, ""]:
-    """Squared distance of the attention maps of student and teacher, a mean over the batch.
-
-    Formula: ``mean_b sum_x (q_s / ||q_s|| - q_t / ||q_t||)_x^2`` in [0, 2], with the channel mean
-    ``q_x = mean_c feature_{c, x}^2`` at each place x. The sum over places keeps the paper's meaning
-    at every resolution; the authors' code averages over places.
-
-    Args:
-        student: latent with any number of channels.
-        teacher: latent of the same shape but for its channels.
-        channel_axis: of both, counted from the end.
-
-    Raises:
-        ValueError: if the shapes differ in more than their channels.
-
-    Example:
-        >>> student = torch.tensor([[[1.0, 0.0]]])
-        >>> teacher = torch.tensor([[[0.0, 5.0], [0.0, 1.0]]])
-        >>> attention_loss(student, teacher, channel_axis=-2)
-        tensor(2.)
-
-    Source: Zagoruyko & Komodakis, Paying More Attention to Attention, ICLR 2017, eq. 2; squared,
-    and so smooth where the maps agree, as in the authors' code.
-    """
-    places = [
-        [n for i, n in enumerate(x.shape) if i != channel_axis % x.ndim] for x in (student, teacher)
-    ]
-    if places[0] != places[1]:
-        raise ValueError(
-            f"`student` has shape {tuple(student.shape)}, expected the teacher's "
-            f"{tuple(teacher.shape)} but for the channels (axis {channel_axis})."
-        )
-    mine, theirs = (_attention_map(x, channel_axis) for x in (student, teacher))
-    return (mine - theirs).square().sum(1).mean()
-
-
-def boundary_loss(
-    student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."], margin: float = 1.0
-) -> Float[Tensor, ""]:
-    """Distance of the student's activations from the side of 0 on which the teacher's are.
-
-    Formula: the mean over all elements of
-
-        (s + margin)^2  where t <= 0 and s > -margin
-        (s - margin)^2  where t > 0 and s <= margin
-        0               elsewhere.
-
-    Only the sign of the teacher's activation matters: tap it before its nonlinearity.
-
-    Args:
-        student: latent, projected to the teacher's channels.
-        teacher: latent of the same shape.
-        margin: distance from 0 beyond which the loss is 0.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Example:
-        >>> boundary_loss(torch.tensor([[0.5, 0.5, 2.0]]), torch.tensor([[3.0, -3.0, 0.1]]))
-        tensor(0.8333)
-
-    Source: Heo et al., Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019,
-    eq. 5.
-    """
-    check_shape("student", student.shape, teacher.shape, "the teacher's shape")
-    student = _at_least_float32(student)
-    distance = torch.where(teacher > 0, margin - student, margin + student)
-    return distance.relu().square().mean()
+Latent = Float[Tensor, "batch ..."]
 
 
 class AbstractFeatureLoss(nn.Module, ABC):
-    """Compares a latent of the student with one of the teacher.
+    """Compares a latent of the student with the teacher's, on one domain.
 
     Attributes:
         needs_projector: whether the student's channels are first projected to the teacher's.
@@ -98,9 +28,7 @@ class AbstractFeatureLoss(nn.Module, ABC):
     needs_projector: bool = True
 
     @abstractmethod
-    def forward(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch, of at least 0.
 
         Raises:
@@ -111,9 +39,6 @@ class AbstractFeatureLoss(nn.Module, ABC):
 class FrequencyFeatureLoss(AbstractFeatureLoss):
     """``<d, g(L) d> / mean(t^2)``: 1 for a student that is 0 everywhere, with equal weights.
 
-    Args:
-        loss: on the latents' domain.
-
     Source: arXiv 2507.02939; the division by the teacher's mean square is our own.
     """
 
@@ -121,9 +46,7 @@ class FrequencyFeatureLoss(AbstractFeatureLoss):
         super().__init__()
         self.loss = loss
 
-    def forward(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch."""
         return self.loss(student, teacher) / _mean_square(teacher)
 
@@ -150,9 +73,7 @@ class FitNetsLoss(AbstractFeatureLoss):
         self.channel_axis = channel_axis
         self.norm = nn.BatchNorm1d(channels)
 
-    def forward(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch."""
         check_shape("student", student.shape, teacher.shape, "the teacher's shape")
         last = student.movedim(self.channel_axis, -1)
@@ -168,10 +89,26 @@ class FitNetsLoss(AbstractFeatureLoss):
 
 
 class AttentionLoss(AbstractFeatureLoss):
-    """Attention transfer: `attention_loss`.
+    """Squared distance of the attention maps of student and teacher, a mean over the batch.
+
+    Formula: ``mean_b sum_x (q_s / ||q_s|| - q_t / ||q_t||)_x^2`` in [0, 2], with the channel mean
+    ``q_x = mean_c feature_{c, x}^2`` at each place x. The sum over places keeps the paper's meaning
+    at every resolution; the authors' code averages over places. Channels may differ in number.
 
     Args:
         channel_axis: of both latents, counted from the end.
+
+    Raises:
+        ValueError: in forward, if the shapes differ in more than their channels.
+
+    Example:
+        >>> student = torch.tensor([[[1.0, 0.0]]])
+        >>> teacher = torch.tensor([[[0.0, 5.0], [0.0, 1.0]]])
+        >>> AttentionLoss(channel_axis=-2)(student, teacher)
+        tensor(2.)
+
+    Source: Zagoruyko & Komodakis, Paying More Attention to Attention, ICLR 2017, eq. 2; squared,
+    and so smooth where the maps agree, as in the authors' code.
     """
 
     needs_projector = False
@@ -180,21 +117,53 @@ class AttentionLoss(AbstractFeatureLoss):
         super().__init__()
         self.channel_axis = channel_axis
 
-    def forward(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, ""]:
+    def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        return attention_loss(student, teacher, self.channel_axis)
+        axis = self.channel_axis
+        if student.select(axis, 0).shape != teacher.select(axis, 0).shape:
+            raise ValueError(
+                f"`student` has shape {tuple(student.shape)}, expected the teacher's "
+                f"{tuple(teacher.shape)} but for the channels (axis {axis})."
+            )
+        mine, theirs = (_attention_map(x, axis) for x in (student, teacher))
+        return (mine - theirs).square().sum(1).mean()
 
 
 class BoundaryLoss(AbstractFeatureLoss):
-    """Activation boundaries: `boundary_loss` with its default margin."""
+    """Distance of the student's activations from the side of 0 on which the teacher's are.
 
-    def forward(
-        self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, ""]:
+    Formula: the mean over all elements of
+
+        (s + margin)^2  where t <= 0 and s > -margin
+        (s - margin)^2  where t > 0 and s <= margin
+        0               elsewhere.
+
+    Only the sign of the teacher's activation matters: tap it before its nonlinearity.
+
+    Args:
+        margin: distance from 0 beyond which the loss is 0.
+
+    Raises:
+        ValueError: in forward, if the shapes differ.
+
+    Example:
+        >>> BoundaryLoss()(torch.tensor([[0.5, 0.5, 2.0]]), torch.tensor([[3.0, -3.0, 0.1]]))
+        tensor(0.8333)
+
+    Source: Heo et al., Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019,
+    eq. 5.
+    """
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        return boundary_loss(student, teacher)
+        check_shape("student", student.shape, teacher.shape, "the teacher's shape")
+        student = _at_least_float32(student)
+        distance = torch.where(teacher > 0, self.margin - student, self.margin + student)
+        return distance.relu().square().mean()
 
 
 def _attention_map(feature: Tensor, channel_axis: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The frequency-aligned loss: how far a student is from its teacher, band by band.
 
-Here live the errors of the bands, and the loss as a function and as a module. The weights of the
-bands are in `band_weights`, the quadratic form and its gradient in `sdkd_plugin.spectral.basis`.
+Here live the errors of the bands and the loss. The weights of the bands are in `band_weights`, the
+quadratic form and its gradient in `sdkd_plugin.spectral.basis`.
 """
 
 from collections.abc import Sequence
@@ -32,16 +32,14 @@ def band_errors(
     """Mean squared difference of two fields in each band; its sum over the bands is the MSE.
 
     Formula: ``e[b, i] = <d, g_i(L) d> / (elements of a sample)``, d = student - teacher and g_i
-    the power weights of band i: one transform of the difference.
+    the power weights of band i: one transform of the difference. It is float32, or float64 if
+    either field is, and differentiable in both.
 
     Args:
         student: forecast or latent on the transform's domain.
         teacher: of the same shape.
         transform: the domain.
         bands: the partition of its frequencies.
-
-    Returns:
-        float32, or float64 if either field is; differentiable in both fields.
 
     Raises:
         ValueError: if the shapes differ or do not lie on the domain.
@@ -73,19 +71,9 @@ def observed_band_errors(
 ) -> Float[Tensor, " n_bands"]:
     """Mean squared error of a forecast in each band, from the labels that are observed.
 
-    The error is set to 0 where a label is missing, and the result is divided by the observed
-    share. For labels missing at random the total is unbiased; within it, error moves from the
-    bands where it belongs to all others.
-
-    Args:
-        teacher: the forecast.
-        y: labels; any value where ``mask`` is False.
-        transform: the domain.
-        bands: the partition of its frequencies.
-        mask: True where observed; as many axes as ``y``, each of its size or 1.
-
-    Returns:
-        means over the batch; NaN if nothing is observed.
+    The error is set to 0 where a label is missing, and the mean over the batch is divided by the
+    observed share; it is NaN if nothing is observed. For labels missing at random the total is
+    unbiased; within it, error moves from the bands where it belongs to all others.
     """
     if mask is None:
         return band_errors(teacher, y, transform, bands).mean(0)
@@ -129,17 +117,11 @@ def frequency_aligned_loss(
 
 
 class FrequencyTerms(NamedTuple):
-    """A frequency-aligned loss and its parts.
+    """A frequency-aligned loss with its gradient, the bands' mean squared errors, their weights."""
 
-    Attributes:
-        total: the loss, with its gradient.
-        errors: mean squared difference in each band, unweighted, of shape ``(n_bands,)``.
-        weights: of the bands, of shape ``(n_bands,)``.
-    """
-
-    total: Tensor
-    errors: Tensor
-    weights: Tensor
+    total: Float[Tensor, ""]
+    errors: Float[Tensor, " n_bands"]
+    weights: Float[Tensor, " n_bands"]
 
 
 class FrequencyAlignedLoss(nn.Module):
@@ -194,7 +176,7 @@ class FrequencyAlignedLoss(nn.Module):
         weights: Float[Tensor, " n_bands"] | None = None,
         sample_weights: Float[Tensor, " batch"] | None = None,
     ) -> FrequencyTerms:
-        """The loss of a batch with the errors and weights of its bands.
+        """The loss of a batch with the unweighted errors and the weights of its bands.
 
         Args:
             student: on the domain.
@@ -204,19 +186,18 @@ class FrequencyAlignedLoss(nn.Module):
             weights: of the bands, in place of the weighting's.
             sample_weights: of the samples in ``total``, 1 by default. The errors, and what the
                 weighting measures, are those of all samples.
-
-        Raises:
-            ValueError: if shapes differ or do not lie on the domain.
         """
         of_samples = band_errors(student, teacher, self.transform, self.bands)
         errors = of_samples.mean(0)
         measured = errors.detach()
         if weights is None:
             weighting, energy, error = self.weighting, None, None
-            if weighting.needs_teacher_energy:
-                energy = self._energy(teacher.detach())
-            if weighting.needs_teacher_error and y is not None:
-                error = observed_band_errors(teacher.detach(), y, self.transform, self.bands, mask)
+            if weighting.training or weighting.needs_in_eval:
+                given = teacher.detach()
+                if weighting.needs_teacher_energy:
+                    energy = self._energy(given)
+                if weighting.needs_teacher_error and y is not None:
+                    error = observed_band_errors(given, y, self.transform, self.bands, mask)
             weights = weighting(BandEvidence(measured, energy, error))
         if sample_weights is not None:
             errors = (sample_weights[:, None] * of_samples).mean(0)
@@ -231,8 +212,8 @@ class FrequencyAlignedLoss(nn.Module):
     ) -> None:
         """Measure the teacher's error in each band on labelled data, for `ConfidenceWeighting`.
 
-        Call it once a batch before training, on data that the teacher was not trained on. See
-        `observed_band_errors` for missing labels. It waits for the device.
+        Call it once a batch before training, on data that the teacher was not trained on. For
+        labels missing at random the error's total is unbiased. It waits for the device.
 
         Args:
             teacher: its forecast, on the domain.
@@ -259,7 +240,8 @@ class FrequencyAlignedLoss(nn.Module):
                 raise ValueError("`mask` is False everywhere, expected an observed label.")
         check_finite("y", y if mask is None else y[mask.expand_as(y)])
         error = observed_band_errors(teacher, y, self.transform, self.bands, mask)
-        weighting.measure(error, self._energy(teacher), len(y) * share)
+        averages, weight = weighting.averages, len(y) * share
+        averages.follow(error, self._energy(teacher), weight / (averages.weight + weight), weight)
 
     def _energy(self, teacher: Tensor) -> Tensor:
         energy = self.transform.sample_band_energy(teacher, self.bands).mean(0)

@@ -32,13 +32,9 @@ FeatureLossName = Literal["frequency", "fitnets", "attention", "boundary"]
 class ChannelProjector(nn.Module):
     """A linear map of the channels at every place: a 1x1 convolution on any domain.
 
-    It is trained with the student and not part of it. Its weights start orthogonal, from a
-    generator of their own: torch's random state stays as it is.
-
-    Args:
-        in_channels: the student's.
-        out_channels: the teacher's.
-        channel_axis: counted from the end.
+    It maps the student's channels to the teacher's, is trained with the student, and not part of
+    it. Its weights start orthogonal, from a generator of their own: torch's random state stays as
+    it is. ``channel_axis`` is counted from the end.
 
     Example:
         >>> ChannelProjector(4, 7, channel_axis=-3)(torch.randn(2, 4, 8, 8)).shape
@@ -107,18 +103,8 @@ class LatentLoss(nn.Module):
 
     Frames and other axes that a model keeps apart are folded into channels. Latents of different
     resolution are compared on the frequencies that both have, never by interpolation. A student
-    of another width is projected to the teacher's channels if the loss compares elements.
-
-    Args:
-        pair: which loss.
-        student: an activation of the student's tap, for its shape.
-        teacher: an activation of the teacher's tap, for its shape.
-        transform: the domain of the forecasts; latents lie on it at their own resolution.
-        bands: the partition for a pair without one.
-
-    Raises:
-        ValueError: if the activations have no batch, channel and domain axes, or lie on domains
-            that share no frequencies.
+    of another width is projected to the teacher's channels if the loss compares elements. Both
+    activations are given for their shapes.
     """
 
     def __init__(
@@ -131,51 +117,40 @@ class LatentLoss(nn.Module):
     ) -> None:
         super().__init__()
         mine, theirs = (fold_into_channels(x, transform) for x in (student, teacher))
-        axis, domain_axes = transform.channel_axis, transform.domain_axes
         own, other = (
-            transform.resized(tuple(x.shape[a] for a in domain_axes)) for x in (mine, theirs)
+            transform.resized(tuple(x.shape[a] for a in transform.domain_axes))
+            for x in (mine, theirs)
         )
-        # Graphs have one size: `resized` has refused another.
-        resized = isinstance(own, GridTransform) and isinstance(other, GridTransform)
         self.student_domain, self.teacher_domain, self.domain = own, other, own
-        if resized and own.domain_shape != other.domain_shape:
-            self.domain = shared_grid(cast(GridTransform, own), cast(GridTransform, other))
-        self.loss = self._make(pair, theirs.shape[axis], pair.bands or bands)
-        self.projector = (
-            ChannelProjector(mine.shape[axis], theirs.shape[axis], axis)
-            if self.loss.needs_projector
-            else None
-        )
-
-    def _make(self, pair: LatentPair, channels: int, bands: Bands) -> AbstractFeatureLoss:
-        axis = self.domain.channel_axis
+        # Graphs have one size: `resized` has refused another.
+        if isinstance(own, GridTransform) and isinstance(other, GridTransform):
+            self.domain = shared_grid(own, other)
+        axis = transform.channel_axis
+        in_channels, channels = mine.shape[axis], theirs.shape[axis]
+        self.loss: AbstractFeatureLoss
         if pair.loss == "fitnets":
-            return FitNetsLoss(channels, axis)
-        if pair.loss == "attention":
-            return AttentionLoss(axis)
-        if pair.loss == "boundary":
-            return BoundaryLoss()
-        weighting = [1.0] * bands.n_bands if pair.weighting is None else pair.weighting
-        # A copy: each loss measures averages of its own.
-        loss = FrequencyAlignedLoss(self.domain, bands, copy.deepcopy(weighting))
-        if loss.weighting.needs_teacher_error:
-            raise ValueError(
-                f"`weighting` is a {type(loss.weighting).__name__} that needs labels, but latents "
-                "have none; expected 'fixed', 'relative', 'adaptive', numbers, or one that was "
-                "measured beforehand (decay=None)."
-            )
-        return FrequencyFeatureLoss(loss)
+            self.loss = FitNetsLoss(channels, axis)
+        elif pair.loss == "attention":
+            self.loss = AttentionLoss(axis)
+        elif pair.loss == "boundary":
+            self.loss = BoundaryLoss()
+        else:
+            self.loss = _frequency_loss(pair, self.domain, pair.bands or bands)
+        self.projector = (
+            ChannelProjector(in_channels, channels, axis) if self.loss.needs_projector else None
+        )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The pair's loss, a scalar without its weight."""
-        mine, theirs = (
-            _crop(fold_into_channels(x, self.domain), source, self.domain)
-            for x, source in (
-                (student, self.student_domain),
-                (teacher.detach(), self.teacher_domain),
-            )
-        )
+        mine = self._on_domain(student, self.student_domain)
+        theirs = self._on_domain(teacher.detach(), self.teacher_domain)
         return self.loss(mine if self.projector is None else self.projector(mine), theirs)
+
+    def _on_domain(self, x: Tensor, source: AbstractTransform) -> Tensor:
+        x = fold_into_channels(x, source)
+        if isinstance(source, GridTransform) and isinstance(self.domain, GridTransform):
+            return crop_frequencies(x, source, self.domain)
+        return x
 
 
 class LatentLosses(nn.Module):
@@ -183,13 +158,14 @@ class LatentLosses(nn.Module):
 
     Args:
         pairs: which taps are compared.
-        student: an activation of each of the student's taps, for its shape.
+        student: an activation of each tap, for its shape.
         teachers: the same for each teacher.
-        transform: the domain of the forecasts.
+        transform: the domain of the forecasts; latents lie on it at their own resolution.
         bands: the partition for a pair without one.
 
     Raises:
-        ValueError: from `LatentLoss`; if a pair is given twice or names a missing teacher.
+        ValueError: if activations have no batch, channel and domain axes, or lie on domains that
+            share no frequencies.
     """
 
     def __init__(
@@ -223,13 +199,7 @@ class LatentLosses(nn.Module):
     ) -> dict[str, Tensor]:
         """The loss of each pair, without the pair's weight, as a weighted sum over teachers.
 
-        Args:
-            student: activations by tap.
-            teachers: the same for each teacher.
-            weights: of the teachers, summing to 1. A pair with one teacher has weight 1.
-
-        Raises:
-            ValueError: if an activation is missing.
+        The weights of the teachers sum to 1. A pair with one teacher has weight 1.
         """
         values: dict[str, Tensor] = {}
         for pair, module in zip(self.pairs, self.by_pair, strict=True):
@@ -251,9 +221,6 @@ class LatentLosses(nn.Module):
 def fold_into_channels(x: Tensor, transform: AbstractTransform) -> Tensor:
     """Latents with one channel axis: frames and other axes are folded into it.
 
-    Raises:
-        ValueError: if there is no batch axis before the domain and its channels.
-
     Example:
         >>> fold_into_channels(torch.zeros(2, 5, 3, 8, 8), GridTransform((8, 8))).shape
         torch.Size([2, 15, 8, 8])
@@ -272,7 +239,16 @@ def fold_into_channels(x: Tensor, transform: AbstractTransform) -> Tensor:
     return flat.movedim(-1, transform.channel_axis)
 
 
-def _crop(x: Tensor, source: AbstractTransform, target: AbstractTransform) -> Tensor:
-    if isinstance(source, GridTransform) and isinstance(target, GridTransform):
-        return crop_frequencies(x, source, target)
-    return x
+def _frequency_loss(
+    pair: LatentPair, domain: AbstractTransform, bands: Bands
+) -> AbstractFeatureLoss:
+    weighting = [1.0] * bands.n_bands if pair.weighting is None else pair.weighting
+    # A copy: each loss measures averages of its own.
+    loss = FrequencyAlignedLoss(domain, bands, copy.deepcopy(weighting))
+    if loss.weighting.needs_teacher_error:
+        raise ValueError(
+            f"`weighting` is a {type(loss.weighting).__name__} that needs labels, but latents have "
+            "none; expected 'fixed', 'relative', 'adaptive', numbers, or one that was measured "
+            "beforehand (decay=None)."
+        )
+    return FrequencyFeatureLoss(loss)

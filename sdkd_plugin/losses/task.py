@@ -40,11 +40,7 @@ TASK_LOSSES: Mapping[str, TaskLoss] = {
 
 
 def make_task_loss(loss: TaskLossName | TaskLoss) -> TaskLoss:
-    """The task loss of a name; a function is returned as it is.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
+    """The task loss of a name; a function is returned as it is."""
     if callable(loss):
         return loss
     check_choice("task_loss", loss, TASK_LOSSES)
@@ -106,13 +102,7 @@ def sample_errors(
 ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """Mean squared error of each sample over its observed labels, and which samples have any.
 
-    Args:
-        forecast: of any model.
-        y: labels, of the same shape; any value where ``mask`` is False.
-        mask: as in `masked_error`.
-
-    Returns:
-        at least float32, without gradient, 0 for a sample without labels; and a mask of samples.
+    The errors are at least float32, without gradient, and 0 for a sample without labels.
 
     Example:
         >>> sample_errors(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))

@@ -1,9 +1,8 @@
 """Weights of several teachers, and the target that weighted teachers make.
 
-Here live the weights as functions and as modules behind one interface. For a loss that is quadratic
-in the student, as the frequency-aligned loss and the MSE are, averaging the teachers first gives
-the same gradient as averaging their losses: with weights w_m that sum to 1 and
-``t = sum_m w_m t_m``,
+For a loss that is quadratic in the student, as the frequency-aligned loss and the MSE are,
+averaging the teachers first gives the same gradient as averaging their losses: with weights w_m
+that sum to 1 and ``t = sum_m w_m t_m``,
 
     sum_m w_m <s - t_m, g(L) (s - t_m)>
         = <s - t, g(L) (s - t)> + sum_m w_m <t_m - t, g(L) (t_m - t)>
@@ -36,26 +35,11 @@ def teacher_gradients(
     student: Float[Tensor, "batch ..."],
     teachers: Float[Tensor, "n_teachers batch ..."],
 ) -> Float[Tensor, "n_teachers batch ..."]:
-    """Gradient of each teacher's loss with respect to the student's forecast or feature.
+    """Gradient of each teacher's scalar loss with respect to the student's forecast.
 
     It costs one forward and one backward of the loss for each teacher; the student's own graph is
     not used. It runs in float32 (float64 for float64 fields), without autocast: half-precision
     gradients underflow.
-
-    Args:
-        loss: of the student and one teacher; a scalar.
-        student: forecast or feature.
-        teachers: the same of each teacher.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Example:
-        >>> student, teachers = torch.zeros(1, 2), torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])
-        >>> teacher_gradients(torch.nn.functional.mse_loss, student, teachers)
-        tensor([[[-1.,  0.]],
-        <BLANKLINE>
-                [[ 0., -2.]]])
     """
     check_shape("student", student.shape, teachers.shape[1:], "each teacher's shape")
     dtype = working_dtype(student)
@@ -66,45 +50,21 @@ def teacher_gradients(
 
 
 def gradient_gram(
-    gradients: Float[Tensor, "n_teachers ..."], group: dist.ProcessGroup | None = None
+    gradients: Float[Tensor, "n_teachers ..."],
 ) -> Float[Tensor, "n_teachers n_teachers"]:
     """Inner products of the teachers' gradients: ``G_mn = sum_ranks <g_m, g_n>``.
 
-    If `torch.distributed` is initialised, the matrix is summed over the ranks, so that all ranks
-    compute the same weights, those of the whole batch; every rank must then call this.
-
-    Args:
-        gradients: one a teacher, first axis.
-        group: of ranks; all by default.
-
-    Returns:
-        float64, without gradient.
-
-    Example:
-        >>> gradient_gram(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
-        tensor([[1., 1.],
-                [1., 5.]], dtype=torch.float64)
+    If `torch.distributed` is initialised, the matrix is summed over the ranks, so that all compute
+    the same weights, those of the whole batch; every rank must then call this. It is float64,
+    without gradient.
     """
     # Sums of float64 products: a matrix product might run in TF32, and gradients of a mean over
     # many elements have squares that float32 cannot hold.
     vectors = [g.detach().flatten().double() for g in gradients]
     gram = torch.stack([torch.stack([(a * b).sum() for b in vectors]) for a in vectors])
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(gram, group=group)
+        dist.all_reduce(gram)
     return gram
-
-
-def mean_weights(teachers: Float[Tensor, "n_teachers ..."]) -> Float[Tensor, " n_teachers"]:
-    """AVER-MKD: equal weights.
-
-    Example:
-        >>> mean_weights(torch.randn(4, 2, 3))
-        tensor([0.2500, 0.2500, 0.2500, 0.2500])
-
-    Source: You et al., Learning from Multiple Teacher Networks, KDD 2017.
-    """
-    n = len(teachers)
-    return torch.full((n,), 1 / n, dtype=working_dtype(teachers), device=teachers.device)
 
 
 def aekd_weights(
@@ -123,16 +83,12 @@ def aekd_weights(
     Args:
         gram: inner products of the teachers' gradients g_m, from `gradient_gram`.
         max_weight: in [1 / n_teachers, 1].
-        unit_gradients: scale each gradient to length 1 first, so that a teacher with a large loss
-            does not get a small weight. Two teachers then have equal weights.
+        unit_gradients: see `AEKDAggregation`.
 
     Returns:
         of the dtype of ``gram``, without gradient; NaN if the matrix is not finite. Exact but for
         a ridge of 1e-10 of the mean squared gradient (or of a few roundings of ``gram``), which
         makes the solution unique. Nothing waits for the device.
-
-    Raises:
-        ValueError: if ``max_weight`` is out of its range or there are more than 8 teachers.
 
     Example:
         >>> gram = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
@@ -142,41 +98,32 @@ def aekd_weights(
     Source: Du et al., Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradient
     Space, NeurIPS 2020, eq. 6.
     """
-    _check_max_weight(max_weight, len(gram))
+    n = len(gram)
+    _check_max_weight(max_weight, n)
     matrix = gram.detach().double()
     if unit_gradients:
         squared = matrix.diagonal()
         inverse = torch.where(squared > 0, squared, 1).rsqrt()
         matrix = matrix * inverse[:, None] * inverse
-    ridge = max(1e-10, 10 * torch.finfo(gram.dtype).eps)
-    return min_norm_weights(matrix, max(max_weight, 1 / len(gram)), ridge).to(gram.dtype)
-
-
-def min_norm_weights(
-    gram: Float[Tensor, "n n"], max_weight: float, ridge: float
-) -> Float[Tensor, " n"]:
-    """``argmin_a a^T (gram + ridge * mean(diagonal)) a`` with sum 1, each in [0, max_weight].
-
-    Solves the optimality conditions of every active set at once and takes the best feasible
-    solution: a few hundred systems of n + 1 equations, and no branch on a value.
-    """
-    n = len(gram)
-    mean_square = gram.trace() / n
-    eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
-    matrix = gram / torch.where(mean_square > 0, mean_square, 1) + ridge * eye
-    free, fixed_at = _active_sets(n, max_weight, gram.device)
+    ridge, bound = max(1e-10, 10 * torch.finfo(gram.dtype).eps), max(max_weight, 1 / n)
+    mean_square = matrix.trace() / n
+    eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    matrix = matrix / torch.where(mean_square > 0, mean_square, 1) + ridge * eye
+    # The optimality conditions of every active set are solved at once, and the best feasible
+    # solution is taken: a few hundred systems of n + 1 equations, and no branch on a value.
     # Free weights: (G a)_i + multiplier = 0. The others stay where they are. All sum to 1.
+    free, fixed_at = _active_sets(n, bound, gram.device)
     ones = torch.ones_like(free[:, :1])
     rows = torch.cat([torch.where(free[:, :, None] > 0, matrix, eye), free[:, :, None]], dim=2)
     last = torch.cat([torch.ones_like(free), 0 * ones], dim=1)[:, None]
     right = torch.cat([fixed_at, ones], dim=1)
     solution, _ = torch.linalg.solve_ex(torch.cat([rows, last], dim=1), right)
     weights = solution[:, :n]
-    feasible = ((weights >= -1e-9) & (weights <= max_weight + 1e-9)).all(1)
+    feasible = ((weights >= -1e-9) & (weights <= bound + 1e-9)).all(1)
     length = ((weights @ matrix) * weights).sum(1)
     best = torch.where(feasible, length, torch.inf).argmin(keepdim=True)
-    chosen = weights.index_select(0, best)[0].clamp(0, max_weight)
-    return torch.where(matrix.isfinite().all(), chosen, torch.nan)
+    chosen = weights.index_select(0, best)[0].clamp(0, bound)
+    return torch.where(matrix.isfinite().all(), chosen, torch.nan).to(gram.dtype)
 
 
 @lru_cache(maxsize=32)
@@ -197,51 +144,10 @@ def _active_sets(n: int, max_weight: float, device: torch.device) -> tuple[Tenso
     return both[0], both[1]
 
 
-def camkd_weights(
-    errors: Float[Tensor, "batch n_teachers"],
-) -> Float[Tensor, "batch n_teachers"]:
-    """CAMKD: weights of the teachers for each sample, larger for a smaller error there.
-
-    Formula: ``w_k = (1 - softmax_k(e_k)) / (K - 1)`` with ``e_k`` teacher k's error on the sample
-    over the mean of all teachers' on it: regression errors have any size, cross-entropies have
-    not. Weights are at most ``1 / (K - 1)`` and sum to 1. They are equal if all errors are equal.
-
-    Args:
-        errors: mean squared error of each teacher on each sample, at least 0.
-
-    Returns:
-        without gradient.
-
-    Example:
-        >>> camkd_weights(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
-        tensor([[0.5000, 0.5000],
-                [0.8808, 0.1192]])
-
-    Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022, eq. 3;
-    the scaling is our own.
-    """
-    errors = errors.detach()
-    n_teachers = errors.shape[1]
-    if n_teachers == 1:
-        return torch.ones_like(errors)
-    scaled = errors / errors.mean(1, keepdim=True).clamp_min(torch.finfo(errors.dtype).tiny)
-    return (1 - scaled.softmax(1)) / (n_teachers - 1)
-
-
 def weighted_target(
     teachers: Float[Tensor, "n_teachers batch ..."], weights: Float[Tensor, "..."]
 ) -> Float[Tensor, "batch ..."]:
     """The teachers' weighted mean, ``sum_m w_m t_m``, with weights common or of each sample.
-
-    Args:
-        teachers: forecasts or features.
-        weights: of shape ``(n_teachers,)`` or ``(batch, n_teachers)``, summing to 1.
-
-    Returns:
-        of the dtype of ``teachers``.
-
-    Raises:
-        ValueError: if the weights have another shape.
 
     Example:
         >>> teachers = torch.tensor([[[0.0], [0.0]], [[4.0], [4.0]]])
@@ -288,11 +194,7 @@ class AbstractAggregation(nn.Module, ABC):
     needs_labels: bool = False
 
     def check(self, n_teachers: int) -> None:  # most take any number
-        """Refuse a number of teachers that this aggregation cannot weigh.
-
-        Raises:
-            ValueError: naming what does not fit.
-        """
+        """Raise `ValueError` for a number of teachers that this aggregation cannot weigh."""
 
     @abstractmethod
     def forward(self, evidence: TeacherEvidence) -> Float[Tensor, "..."]:
@@ -300,22 +202,26 @@ class AbstractAggregation(nn.Module, ABC):
 
 
 class MeanAggregation(AbstractAggregation):
-    """AVER-MKD: `mean_weights`."""
+    """AVER-MKD: equal weights.
+
+    Source: You et al., Learning from Multiple Teacher Networks, KDD 2017.
+    """
 
     def forward(self, evidence: TeacherEvidence) -> Float[Tensor, " n_teachers"]:
         """The weights."""
-        return mean_weights(evidence.teachers)
+        return _equal_weights(evidence.teachers)
 
 
 class AEKDAggregation(AbstractAggregation):
-    """AEKD: `aekd_weights`.
+    """AEKD: the weights whose mean gradient is the shortest, see `aekd_weights`.
 
     Args:
-        max_weight: of a teacher, in (0, 1].
-        unit_gradients: scale each gradient to length 1 first.
+        max_weight: of a teacher, in [1 / n_teachers, 1].
+        unit_gradients: scale each gradient to length 1 first, so that a teacher with a large loss
+            does not get a small weight. Two teachers then have equal weights.
 
     Raises:
-        ValueError: if ``max_weight`` is not in (0, 1] or below 1 / n_teachers.
+        ValueError: if ``max_weight`` is out of its range, or there are more than 8 teachers.
     """
 
     needs_gradients = True
@@ -338,24 +244,35 @@ class AEKDAggregation(AbstractAggregation):
         weights = aekd_weights(gram, self.max_weight, unit_gradients=self.unit_gradients)
         return weights.to(working_dtype(evidence.gradients))
 
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"max_weight={self.max_weight}, unit_gradients={self.unit_gradients}"
-
 
 class CAMKDAggregation(AbstractAggregation):
-    """CAMKD: `camkd_weights`."""
+    """CAMKD: weights of the teachers for each sample, larger for a smaller error against labels.
+
+    Formula: ``w_k = (1 - softmax_k(e_k)) / (K - 1)`` with ``e_k`` teacher k's squared error on the
+    sample over the mean of all teachers' on it: regression errors have any size, cross-entropies
+    have not. Weights are at most ``1 / (K - 1)`` and sum to 1. They are equal if all errors are
+    equal, and on a sample without labels.
+
+    Example:
+        >>> evidence = TeacherEvidence(torch.tensor([[[0.0]], [[2.0]]]), y=torch.zeros(1, 1))
+        >>> CAMKDAggregation()(evidence)
+        tensor([[0.8808, 0.1192]])
+
+    Source: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022, eq. 3;
+    the scaling is our own.
+    """
 
     needs_labels = True
 
     def forward(self, evidence: TeacherEvidence) -> Float[Tensor, "batch n_teachers"]:
-        """The weights; equal ones for an unlabelled batch."""
-        teachers, y = evidence.teachers, evidence.y
-        if y is None:
-            return mean_weights(teachers).expand(teachers.shape[1], -1)
+        """The weights."""
+        teachers, y, n = evidence.teachers, evidence.y, len(evidence.teachers)
+        if y is None or n == 1:
+            return _equal_weights(teachers).expand(teachers.shape[1], -1)
         # The errors of all teachers are 0 on a sample without labels.
-        errors = [sample_errors(teacher, y, evidence.mask)[0] for teacher in teachers]
-        return camkd_weights(torch.stack(errors, 1))
+        errors = torch.stack([sample_errors(t, y, evidence.mask)[0] for t in teachers], 1).detach()
+        scaled = errors / errors.mean(1, keepdim=True).clamp_min(torch.finfo(errors.dtype).tiny)
+        return (1 - scaled.softmax(1)) / (n - 1)
 
 
 AGGREGATIONS: dict[AggregationName, type[AbstractAggregation]] = {
@@ -366,19 +283,16 @@ AGGREGATIONS: dict[AggregationName, type[AbstractAggregation]] = {
 
 
 def make_aggregation(aggregation: AggregationName | AbstractAggregation) -> AbstractAggregation:
-    """The aggregation of a name, with its defaults; an aggregation is returned as it is.
-
-    Raises:
-        ValueError: if the name is unknown.
-
-    Example:
-        >>> make_aggregation("aekd")
-        AEKDAggregation(max_weight=0.6, unit_gradients=False)
-    """
+    """The aggregation of a name, with its defaults; an aggregation is returned as it is."""
     if isinstance(aggregation, AbstractAggregation):
         return aggregation
     check_choice("aggregation", aggregation, AGGREGATIONS)
     return AGGREGATIONS[aggregation]()
+
+
+def _equal_weights(teachers: Tensor) -> Tensor:
+    n = len(teachers)
+    return torch.full((n,), 1 / n, dtype=working_dtype(teachers), device=teachers.device)
 
 
 def _check_max_weight(max_weight: float, n_teachers: int = 1) -> None:

@@ -1,9 +1,7 @@
-"""What the grid models share: convolutions, encoder and decoder, coordinates, checks of inputs.
-
-Attention is in `stalternet`, translators in `simvp`; the graph models share `graph_blocks`.
-"""
+"""What the grid models share: convolutions, encoder and decoder, coordinates, checks of inputs."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -29,20 +27,16 @@ def check_multiple(argument: str, got: int, divisor: int, why: str) -> None:
 
 def check_input(x: Tensor, channels: int, smallest: int) -> None:
     """Refuse an input of a wrong shape; every ``forward`` calls it, so it waits for no device."""
+    # NumPy's integers compare to NumPy's bools.
     torch._check_value(
-        x.ndim == 4,
-        lambda: f"`x` has shape {tuple(x.shape)}, expected (batch, channels, nx, ny).",
-    )
-    channels, smallest = int(channels), int(smallest)  # NumPy's integers compare to NumPy's bools
-    torch._check_value(
-        x.shape[1] == channels,
+        x.ndim == 4 and x.shape[1] == int(channels),
         lambda: (
-            f"`x` has {x.shape[1]} channels, expected {channels} (`in_channels`): "
-            "frames and variables are folded into the channel axis."
+            f"`x` has shape {tuple(x.shape)}, expected (batch, {channels}, nx, ny): frames times "
+            "variables are its channels, `in_channels`."
         ),
     )
     torch._check_value(
-        min(x.shape[2], x.shape[3]) >= smallest,
+        min(x.shape[2], x.shape[3]) >= int(smallest),
         lambda: (
             f"`x` has the grid {tuple(x.shape[2:])}, expected at least {smallest} points an axis; "
             "give a finer grid or build the model with fewer downsamplings."
@@ -51,11 +45,8 @@ def check_input(x: Tensor, channels: int, smallest: int) -> None:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with at most 8 groups, of at least 4 channels each where there are 4.
-
-    A group of one channel would subtract that channel's mean over the grid: frequency zero, which
-    a forecast needs.
-    """
+    """Group normalisation with at most 8 groups, of at least 4 channels each where there are 4."""
+    # One channel alone would lose its mean over the grid, frequency zero, which a forecast needs.
     groups = max(g for g in range(1, 9) if channels % g == 0 and (g == 1 or channels // g >= 4))
     return nn.GroupNorm(groups, channels)
 
@@ -63,10 +54,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def conv2d(
     c_in: int, c_out: int, kernel: int, *, padding: Padding, dilation: int = 1, **options: Any
 ) -> nn.Conv2d:
-    """A convolution with an odd kernel; n points become ceil(n / stride).
-
-    Every grid model is built of these, so this is where its ``padding`` is checked.
-    """
+    """A convolution with an odd kernel; n points become ceil(n / stride). It checks ``padding``."""
     check_choice("padding", padding, get_args(Padding))
     reach = dilation * (kernel - 1) // 2
     options |= {"dilation": dilation, "padding_mode": _CONV_MODE[padding]}
@@ -83,12 +71,8 @@ def conv_block(
 
 def channel_mlp(channels: int, hidden: int) -> nn.Sequential:
     """Layer normalisation and an MLP over the last axis."""
-    return nn.Sequential(
-        nn.LayerNorm(channels),
-        nn.Linear(channels, hidden),
-        nn.GELU(),
-        nn.Linear(hidden, channels),
-    )
+    first, last = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+    return nn.Sequential(nn.LayerNorm(channels), first, nn.GELU(), last)
 
 
 class ResidualBlock(nn.Module):
@@ -112,30 +96,27 @@ class LayerNorm2d(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
-        """Normalise each point's channels to mean 0 and variance 1, then scale and shift."""
+        """Normalise the channels of each point."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class Upsample(nn.Module):
-    """A transposed convolution that doubles the resolution and honours the boundary rule.
+    """A transposed convolution that doubles the resolution and keeps the boundary rule.
 
-    ``nn.ConvTranspose2d`` knows zero padding only. Here the input is first padded by one ring of
-    points of the boundary rule, and the output of that ring is cut off, so a periodic field stays
-    periodic. A kernel of 4 covers every output point equally often at stride 2; a kernel of 3
-    would leave a checkerboard.
+    ``nn.ConvTranspose2d`` knows zero padding only, so the input is padded by one ring of points
+    of the boundary rule, and the ring's output is cut off. A kernel of 4 covers every output
+    point equally often at stride 2; a kernel of 3 would leave a checkerboard.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, padding: Padding) -> None:
+    def __init__(self, c_in: int, c_out: int, *, padding: Padding) -> None:
         super().__init__()
         self.pad_mode = _PAD_MODE[padding]
         # Padding 3 = 1 of the plain stride-2 layer, plus the ring's 2 output points a side.
-        self.conv = nn.ConvTranspose2d(
-            in_channels, out_channels, 4, stride=2, padding=3, bias=False
-        )
-        self.norm = group_norm(out_channels)
+        self.conv = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=3, bias=False)
+        self.norm = group_norm(c_out)
 
     def forward(
-        self, x: Float[Tensor, "batch c_in mx my"], shape: tuple[int, int]
+        self, x: Float[Tensor, "batch c_in mx my"], shape: Sequence[int]
     ) -> Float[Tensor, "batch c_out nx ny"]:
         """Return a field on the grid ``shape``, at most twice as fine as that of ``x``."""
         x = self.conv(F.pad(x, (1, 1, 1, 1), mode=self.pad_mode))
@@ -151,12 +132,8 @@ class Encoder(nn.Module):
     def __init__(self, in_channels: int, widths: list[int], *, padding: Padding) -> None:
         super().__init__()
         self.stem = conv_block(in_channels, widths[0], padding=padding)
-        self.down = nn.Sequential(
-            *(
-                conv_block(fine, coarse, padding=padding, stride=2)
-                for fine, coarse in pairwise(widths)
-            )
-        )
+        down = [conv_block(a, b, padding=padding, stride=2) for a, b in pairwise(widths)]
+        self.down = nn.Sequential(*down)
 
     def forward(
         self, x: Float[Tensor, "batch c_in nx ny"]
@@ -167,10 +144,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mirrored encoder: transposed convolutions, the skip, and a pointwise readout.
-
-    ``widths`` are those of the encoder.
-    """
+    """The encoder with its ``widths`` mirrored, then the skip and a pointwise readout."""
 
     def __init__(self, widths: list[int], out_channels: int, *, padding: Padding) -> None:
         super().__init__()
@@ -186,21 +160,16 @@ class Decoder(nn.Module):
         skip: Float[Tensor, "batch c_skip nx ny"],
     ) -> Float[Tensor, "batch c_out nx ny"]:
         """Refine ``latent`` to the grid of ``skip`` and compute the forecast from both."""
-        shapes = [(skip.shape[2], skip.shape[3])]
-        for _ in self.up:
-            nx, ny = shapes[-1]
-            shapes.append(((nx + 1) // 2, (ny + 1) // 2))
-        x = latent
-        for up, shape in zip(self.up, shapes[-2::-1], strict=True):
-            x = up(x, shape)
-        return self.readout(self.merge(torch.cat([x, skip], dim=1)))
+        for level, up in zip(reversed(range(len(self.up))), self.up, strict=True):
+            coarser = 2**level
+            latent = up(latent, [(n + coarser - 1) // coarser for n in skip.shape[2:]])
+        return self.readout(self.merge(torch.cat([latent, skip], dim=1)))
 
 
 def positions(n: int, like: Tensor, *, padding: Padding) -> Float[Tensor, " {n}"]:
-    """Coordinates of the n points of an axis of length 1, at any resolution.
+    """Coordinates of n points on an axis of length 1, where the domain's basis has its samples.
 
-    i / n on a periodic axis and (i + 1/2) / n on a bounded one, where the Fourier and the cosine
-    basis have their samples.
+    i / n on a periodic axis (Fourier), (i + 1/2) / n on a bounded one (cosine).
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     index = torch.arange(n, device=like.device, dtype=dtype)
@@ -210,9 +179,9 @@ def positions(n: int, like: Tensor, *, padding: Padding) -> Float[Tensor, " {n}"
 class AppendCoordinates(nn.Module):
     """Append the coordinates of each point as channels, the same at every resolution.
 
-    cos 2πx, sin 2πx, cos 2πy, sin 2πy on a periodic grid; cos πx, cos πy on a bounded one. A
-    periodic convolution cannot tell one place from another; a force that is fixed in space needs
-    this. Without ``append`` the input passes unchanged.
+    cos 2πx, sin 2πx, cos 2πy, sin 2πy on a periodic grid; cos πx, cos πy on a bounded one. They
+    let a periodic convolution tell places apart, as a force that is fixed in space needs. Without
+    ``append`` the input passes unchanged.
     """
 
     def __init__(self, padding: Padding, append: bool = True) -> None:
@@ -226,11 +195,9 @@ class AppendCoordinates(nn.Module):
             return x
         turn = 2 * math.pi if self.padding == "periodic" else math.pi
         columns = []
-        for axis in (2, 3):
-            angle = turn * positions(x.shape[axis], x, padding=self.padding)
-            waves = [angle.cos(), angle.sin()] if self.padding == "periodic" else [angle.cos()]
-            for wave in waves:
-                wave = wave[:, None] if axis == 2 else wave
-                columns.append(wave.expand(x.shape[2], x.shape[3]))
+        for n, shape in zip(x.shape[2:], ((-1, 1), (1, -1)), strict=True):
+            angle = turn * positions(n, x, padding=self.padding)
+            waves = [angle.cos(), angle.sin()][: self.channels // 2]
+            columns += [wave.view(shape).expand(x.shape[2:]) for wave in waves]
         grid = torch.stack(columns).to(x.dtype)
         return torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], dim=1)

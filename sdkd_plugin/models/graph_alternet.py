@@ -1,33 +1,34 @@
 """GraphAlterNet, a large forecaster for signals on a graph, meant as a teacher."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdkd_plugin._checks import check_choice, check_sizes
 from sdkd_plugin.models.graph_blocks import (
+    GraphForecaster,
     GraphSizes,
     Propagation,
     ResidualMLP,
     check_graph,
     check_probabilities,
-    encoders,
 )
+
+Latent: TypeAlias = Float[Tensor, "batch time nodes channels"]
 
 
 class GraphConvolutionBranch(nn.Module):
     """The high-frequency branch: diffusion convolution, which can form differences of neighbours.
 
     z + W2 gelu(W1 [n, P n, ..., P^hops n, Q n, ..., Q^hops n]) with n = norm(z), P the propagation
-    along the edges and Q against them (``steps``). W1 can form n - P n, the random-walk Laplacian
-    of n, a high-pass filter.
+    along the edges and Q against them (``steps``). W1 can form the high-pass filter n - P n, the
+    random-walk Laplacian of n.
 
-    Source:
-        Li et al., Diffusion Convolutional Recurrent Neural Network, ICLR 2018, equation 2.
+    Source: Li et al., Diffusion Convolutional Recurrent Neural Network, ICLR 2018, equation 2.
     """
 
     def __init__(self, *, channels: int, hops: int, dropout: float = 0.0) -> None:
@@ -38,14 +39,11 @@ class GraphConvolutionBranch(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self, z: Float[Tensor, "batch time nodes channels"], steps: Sequence[Propagation]
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent, steps: Sequence[Propagation]) -> Latent:
         """Mix every node with its neighbours up to ``hops`` edges away, in both directions."""
-        normed = self.norm(z)
-        seen = [normed]
+        seen = [self.norm(z)]
         for step in steps:
-            diffused = normed
+            diffused = seen[0]
             for _ in range(self.hops):
                 diffused = step(diffused)
                 seen.append(diffused)
@@ -68,9 +66,7 @@ class AxisAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
-    def forward(
-        self, z: Float[Tensor, "batch time nodes channels"]
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent) -> Latent:
         """Mix the entries along the axis."""
         # To (3, batch, others x heads, length, channels / heads): with the other axis among the
         # heads, neither dimension nears the 65,535 that CUDA's attention kernels allow.
@@ -88,8 +84,7 @@ class AttentionBranch(nn.Module):
     Softmax attention is an average with positive weights, a low-pass filter. Attention over nodes
     ignores the edges. Its time, not its memory, is quadratic in the nodes.
 
-    Source:
-        Park and Kim, How Do Vision Transformers Work?, ICLR 2022.
+    Source: Park and Kim, How Do Vision Transformers Work?, ICLR 2022.
     """
 
     def __init__(self, *, channels: int, heads: int, dropout: float = 0.0) -> None:
@@ -99,9 +94,7 @@ class AttentionBranch(nn.Module):
         self.mlp = ResidualMLP(channels=channels, dropout=dropout)
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self, z: Float[Tensor, "batch time nodes channels"]
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent) -> Latent:
         """Mix the nodes of every time step, then the time steps of every node."""
         z = z + self.drop(self.over_nodes(z))
         z = z + self.drop(self.over_time(z))
@@ -111,8 +104,7 @@ class AttentionBranch(nn.Module):
 class LatentEvolution(nn.Module):
     """One block: both branches side by side, fused by LayerNorm(high + low).
 
-    Source:
-        Li et al., arXiv 2507.02939 (SDKD), the latent evolution module of ST-AlterNet.
+    Source: Li et al., arXiv 2507.02939 (SDKD), the latent evolution module of ST-AlterNet.
     """
 
     def __init__(self, *, channels: int, hops: int, heads: int, dropout: float = 0.0) -> None:
@@ -121,14 +113,12 @@ class LatentEvolution(nn.Module):
         self.low = AttentionBranch(channels=channels, heads=heads, dropout=dropout)
         self.fuse = nn.LayerNorm(channels)
 
-    def forward(
-        self, z: Float[Tensor, "batch time nodes channels"], steps: Sequence[Propagation]
-    ) -> Float[Tensor, "batch time nodes channels"]:
+    def forward(self, z: Latent, steps: Sequence[Propagation]) -> Latent:
         """Evolve the latent by one block."""
         return self.fuse(self.high(z, steps) + self.low(z))
 
 
-class GraphAlterNet(nn.Module):
+class GraphAlterNet(GraphForecaster):
     """The graph counterpart of ST-AlterNet: graph convolution and attention in each block.
 
     A node's window is cut into patches of ``patch_size`` steps, each encoded to a token;
@@ -138,15 +128,15 @@ class GraphAlterNet(nn.Module):
         forecast = last reading + decoder(blocks(encoder(window, covariates, node)))
 
     The graph convolution carries information along the edges and, with weights of its own, against
-    them.
+    them. Taps are of the last block, (batch, patches, nodes, channels): ``latent``, and its
+    branches ``latent_high`` and ``latent_low``.
 
     Args:
         horizon: steps to forecast.
         window: steps to read. Where it is no multiple of ``patch_size``, the first step is
             repeated in front.
         n_nodes: nodes of the graph.
-        input_size: features of a reading.
-        output_size: features of a forecast; by default ``input_size``.
+        input_size, output_size: features of a reading and of a forecast, by default the same.
         exog_size: features of the covariates, 0 for none. All steps of the window are read.
         hidden_size: channels of the latent; a multiple of ``n_heads``.
         emb_size: length of a node's learned vector, 0 for none.
@@ -155,14 +145,14 @@ class GraphAlterNet(nn.Module):
         patch_size: steps in a token. More make a cheaper model.
         hops: edges that one graph convolution reaches across, in either direction.
         decoder_size: hidden channels of the decoder.
-        dropout: probability, inside blocks, encoder and decoder.
+        dropout: probability inside blocks, encoder and decoder.
         emb_dropout: probability that a node's learned vector is zeroed in a training step.
         residual: whether the forecast adds to the last reading.
 
     Raises:
         ValueError: for sizes below 1, probabilities outside [0, 1), a ``hidden_size`` that is no
-            multiple of ``n_heads``, or a residual forecast of another number of features than the
-            readings; from ``forward``, for a shape, an index or a weight that does not fit.
+            multiple of ``n_heads``, or a residual forecast with other features than the readings;
+            from ``forward``, for a shape, an index or a weight that does not fit.
 
     Example:
         >>> model = GraphAlterNet(n_nodes=3, window=12, horizon=6, exog_size=2)
@@ -173,8 +163,7 @@ class GraphAlterNet(nn.Module):
         >>> model.taps["latent_high"]
         'blocks.1.high'
 
-    Source:
-        Li et al., arXiv 2507.02939 (SDKD), ST-AlterNet, with a graph in place of the grid.
+    Source: Li et al., arXiv 2507.02939 (SDKD), ST-AlterNet, with a graph in place of the grid.
     """
 
     def __init__(
@@ -197,10 +186,7 @@ class GraphAlterNet(nn.Module):
         emb_dropout: float = 0.0,
         residual: bool = True,
     ) -> None:
-        super().__init__()
-        self.sizes = GraphSizes(
-            horizon, window, n_nodes, input_size, output_size, exog_size, residual
-        )
+        sizes = GraphSizes(horizon, window, n_nodes, input_size, output_size, exog_size, residual)
         check_sizes(hidden_size=hidden_size, n_layers=n_layers, n_heads=n_heads, hops=hops)
         check_sizes(patch_size=patch_size, decoder_size=decoder_size)
         check_sizes(0, emb_size=emb_size)
@@ -209,12 +195,11 @@ class GraphAlterNet(nn.Module):
             raise ValueError(
                 f"`hidden_size` is {hidden_size}, expected a multiple of `n_heads={n_heads}`."
             )
-        self.n_nodes = n_nodes
+        super().__init__(sizes, hidden_size, emb_size, emb_dropout, steps=patch_size)
         self.patch_size = patch_size
         n_patches = -(-window // patch_size)
-        self.encode_window, self.encode_exog, self.embedding, self.encode_node = encoders(
-            self.sizes, hidden_size, emb_size, emb_dropout, steps=patch_size
-        )
+        last = f"blocks.{n_layers - 1}"
+        self.taps = {"latent": last, "latent_high": f"{last}.high", "latent_low": f"{last}.low"}
         self.position = nn.Parameter(torch.empty(n_patches, 1, hidden_size))
         nn.init.normal_(self.position, std=0.02)
         self.encoder = ResidualMLP(channels=hidden_size, dropout=dropout)
@@ -225,50 +210,26 @@ class GraphAlterNet(nn.Module):
         self.decoder = nn.Sequential(
             nn.Linear(n_patches * hidden_size, decoder_size),
             ResidualMLP(channels=decoder_size, dropout=dropout),
-            nn.Linear(decoder_size, horizon * self.sizes.outputs),
+            nn.Linear(decoder_size, horizon * sizes.outputs),
         )
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """Where the latents (batch, patches, nodes, channels) are: tap name to module path."""
-        last = f"blocks.{len(self.blocks) - 1}"
-        return {"latent": last, "latent_high": f"{last}.high", "latent_low": f"{last}.low"}
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch time nodes features"],
-        edge_index: Int[Tensor, "2 edges"] | None = None,
-        edge_weight: Float[Tensor, " edges"] | None = None,
-        u: Float[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch horizon nodes outputs"]:
-        """Forecast the steps after the window.
-
-        Args:
-            x: readings.
-            edge_index: sources and targets.
-            edge_weight: weights of at least 0; by default 1 for every edge.
-            u: covariates, (batch, time, exog) or (batch, time, nodes, exog).
-        """
-        u = self.sizes.checked(x, u)
+    def decoded(
+        self, x: Tensor, u: Tensor | None, edge_index: Tensor | None, edge_weight: Tensor | None
+    ) -> Tensor:
+        """The decoder's output, (batch, nodes, horizon x outputs)."""
         edge_index = check_graph(edge_index, edge_weight, self.n_nodes)
         steps = [
             Propagation.over(edges, edge_weight, self.n_nodes, dtype=x.dtype)
             for edges in (edge_index, edge_index.flip(0))
         ]
-
         z = self.encode_window(self._patches(x)) + self.position
-        if self.encode_exog is not None and u is not None:
-            z = z + self.encode_exog(self._patches(u))
-        if self.embedding is not None and self.encode_node is not None:
-            z = z + self.encode_node(self.embedding())
-        z = self.encoder(z)
+        z = self.encoder(self.with_context(z, None if u is None else self._patches(u)))
         for block in self.blocks:
             z = block(z, steps)
-        return self.sizes.forecast(self.decoder(z.transpose(1, 2).flatten(2)), x)
+        return self.decoder(z.transpose(1, 2).flatten(2))
 
     def _patches(self, x: Tensor) -> Tensor:
         """(batch, time, nodes, features) to (batch, patches, nodes, patch_size x features)."""
-        missing = -x.shape[1] % self.patch_size
-        if missing:
+        if missing := -x.shape[1] % self.patch_size:
             x = torch.cat([x[:, :1].expand(-1, missing, -1, -1), x], dim=1)
         return x.unflatten(1, (-1, self.patch_size)).transpose(2, 3).flatten(3)

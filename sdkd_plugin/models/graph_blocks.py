@@ -1,8 +1,9 @@
-"""What the graph models share: sizes and checks, propagation over edges, small layers.
+"""What the graph models share: checks, encoders, propagation over edges, small layers.
 
 A graph's Laplacian and its eigenvectors belong to `sdkd_plugin.spectral`.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
 
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_sizes, shown
 
-# Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product beat gathering
-# a message an edge, on a CPU and on a GPU alike, and nothing but standard operators is exported.
+# Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product are faster
+# than a message an edge, on CPUs and GPUs, and export to standard operators alone.
 DENSE_UP_TO = 1024
 
 
 def check_probabilities(**options: object) -> None:
-    """Refuse dropout probabilities outside [0, 1)."""
+    """Refuse probabilities outside [0, 1)."""
     for argument, got in options.items():
         if isinstance(got, bool) or not isinstance(got, Real) or not 0 <= float(got) < 1:
             raise ValueError(f"`{argument}` is {shown(got)}, expected a probability in [0, 1).")
@@ -26,7 +27,7 @@ def check_probabilities(**options: object) -> None:
 
 @dataclass(frozen=True)
 class GraphSizes:
-    """What a graph model reads and forecasts. ``output_size=None`` becomes ``input_size``."""
+    """What a graph model reads and forecasts; ``output_size=None`` is that of the input."""
 
     horizon: int
     window: int
@@ -60,42 +61,28 @@ class GraphSizes:
             )
         axes = {"window": "time steps", "n_nodes": "nodes", "input_size": "features"}
         for (argument, what), got in zip(axes.items(), x.shape[1:], strict=True):
-            want = getattr(self, argument)
-            if got != want:
+            if got != (want := getattr(self, argument)):
                 raise ValueError(
                     f"`x` has {got} {what}, expected {want}, since the model was built with "
                     f"`{argument}={want}`."
                 )
-        built = f"since the model was built with `exog_size={self.exog_size}`"
-        if u is None:
-            if self.exog_size:
-                raise ValueError(f"`u` is None, expected covariates, {built}.")
+        if u is None and not self.exog_size:
             return None
-        if not self.exog_size:
+        given = "is None" if u is None else f"has shape {tuple(u.shape)}"
+        shapes = [(*x.shape[:n], self.exog_size) for n in (2, 3)]
+        if u is None or not self.exog_size or tuple(u.shape) not in shapes:
+            wanted = f"covariates {shapes[0]} (shared by all nodes) or {shapes[1]}"
             raise ValueError(
-                f"`u` has shape {tuple(u.shape)}, expected None, {built}; pass "
-                f"`exog_size={u.shape[-1]}` to use covariates."
-            )
-        shared = (*x.shape[:2], self.exog_size)
-        per_node = (*x.shape[:3], self.exog_size)
-        if tuple(u.shape) not in (shared, per_node):
-            raise ValueError(
-                f"`u` has shape {tuple(u.shape)}, expected {shared} (shared by all nodes) or "
-                f"{per_node}."
+                f"`u` {given}, expected {wanted if self.exog_size else None}: the model was built "
+                f"with `exog_size={self.exog_size}`, the number of covariates' features."
             )
         return u.unsqueeze(2) if u.ndim == 3 else u
-
-    def forecast(self, out: Tensor, x: Tensor) -> Tensor:
-        """The forecast, from (batch, nodes, horizon * outputs) and the window."""
-        out = out.unflatten(-1, (self.horizon, self.outputs)).transpose(1, 2)
-        return x[:, -1:] + out if self.residual else out
 
 
 def check_graph(edge_index: Tensor | None, edge_weight: Tensor | None, n_nodes: int) -> Tensor:
     """Return the edges; refuse nodes that do not exist and weights that are negative or not finite.
 
-    On a GPU this waits for the device. Values are not checked while the model is compiled or
-    exported.
+    On a GPU this waits for the device. Values are not checked in compilation or export.
     """
     if edge_index is None or edge_index.ndim != 2 or edge_index.shape[0] != 2:
         got = "is None" if edge_index is None else f"has shape {tuple(edge_index.shape)}"
@@ -109,8 +96,8 @@ def check_graph(edge_index: Tensor | None, edge_weight: Tensor | None, n_nodes: 
     low, high = torch.stack(edge_index.aminmax()).tolist()
     if low < 0 or high >= n_nodes:
         raise ValueError(
-            f"`edge_index` has indices from {low} to {high}, expected 0 to "
-            f"{n_nodes - 1}, since the model was built with `n_nodes={n_nodes}`."
+            f"`edge_index` has indices from {low} to {high}, expected 0 to {n_nodes - 1}, since "
+            f"the model was built with `n_nodes={n_nodes}`."
         )
     if edge_weight is None:
         return edge_index
@@ -128,7 +115,7 @@ class Propagation:
     """One step over the edges: each node's weighted mean over the nodes that point at it.
 
     (P x)_i = sum_j w_ij x_j / sum_j w_ij over the edges from j to i, self loops left out, and 0
-    where none points at i. It is made once in a forward pass, since the graph comes with the batch.
+    where none points at i. It is made in every forward pass, since a batch brings its graph.
     """
 
     source: Tensor
@@ -146,19 +133,14 @@ class Propagation:
         dtype: torch.dtype = torch.float32,
     ) -> "Propagation":
         """Propagation from sources to targets; without weights every edge has weight 1."""
-        source, target = edge_index[0].long(), edge_index[1].long()
-        if edge_weight is None:
-            weight = torch.ones(source.shape, dtype=dtype, device=edge_index.device)
-        else:
-            weight = edge_weight.to(dtype)
-        weight = torch.where(source == target, torch.zeros_like(weight), weight)
-        degree = torch.zeros(n_nodes, dtype=dtype, device=weight.device)
-        degree = degree.index_add(0, target, weight)
-        degree = torch.where(degree > 0, degree, torch.ones_like(degree))
-        weight = weight / degree[target]
+        source, target = edge_index.long().unbind()
+        weight = torch.ones_like(source) if edge_weight is None else edge_weight
+        weight = weight.to(dtype).where(source != target, 0)
+        degree = weight.new_zeros(n_nodes).index_add(0, target, weight)
+        weight = weight / degree.where(degree > 0, 1)[target]
         if n_nodes > DENSE_UP_TO:
             return cls(source, target, weight)
-        matrix = torch.zeros(n_nodes, n_nodes, dtype=dtype, device=weight.device)
+        matrix = weight.new_zeros(n_nodes, n_nodes)
         matrix = matrix.index_put((target, source), weight, accumulate=True)
         return cls(source, target, weight, matrix)
 
@@ -177,10 +159,10 @@ class NodeEmbedding(nn.Module):
     """A learned vector for every node.
 
     In training a node's whole vector is zeroed with probability ``dropout``, for all samples of a
-    batch at once. This keeps the model from memorising a short training series node by node.
+    batch at once, lest a model memorise a short training series node by node.
     """
 
-    def __init__(self, *, n_nodes: int, emb_size: int, dropout: float = 0.0) -> None:
+    def __init__(self, n_nodes: int, emb_size: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
         self.weight = nn.Parameter(torch.empty(n_nodes, emb_size))
@@ -192,22 +174,6 @@ class NodeEmbedding(nn.Module):
             return self.weight
         kept = nn.functional.dropout(self.weight.new_ones(self.weight.shape[0], 1), self.dropout)
         return self.weight * kept
-
-
-def encoders(
-    sizes: GraphSizes, hidden: int, emb_size: int, dropout: float, *, steps: int, copies: int = 1
-) -> tuple[nn.Linear, nn.Linear | None, NodeEmbedding | None, nn.Linear | None]:
-    """Encoder of readings; and, or None, encoder of covariates, node embedding and its encoder.
-
-    They encode ``steps`` steps at once, of ``copies`` fields of readings. Covariates have their own
-    encoder, so that those shared by all nodes are encoded once, not once a node.
-    """
-    window = nn.Linear(steps * sizes.input_size * copies, hidden)
-    exog = nn.Linear(steps * sizes.exog_size, hidden, bias=False) if sizes.exog_size else None
-    if not emb_size:
-        return window, exog, None, None
-    embedding = NodeEmbedding(n_nodes=sizes.n_nodes, emb_size=emb_size, dropout=dropout)
-    return window, exog, embedding, nn.Linear(emb_size, hidden, bias=False)
 
 
 class ResidualMLP(nn.Module):
@@ -223,3 +189,58 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch channels"]:
         """Mix the channels of every node by itself."""
         return x + self.down(self.drop(nn.functional.gelu(self.up(self.norm(x)))))
+
+
+class GraphForecaster(nn.Module, ABC):
+    """What both graph models do: check a batch, encode its parts, add to the last reading.
+
+    Encoders read ``steps`` steps at once, of ``copies`` fields of readings. Covariates have their
+    own, so that those shared by all nodes are encoded once, not once a node.
+    """
+
+    taps: dict[str, str]
+
+    def __init__(
+        self, sizes: GraphSizes, hidden: int, emb: int, dropout: float, steps: int, copies: int = 1
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.n_nodes = sizes.n_nodes
+        self.encode_window = nn.Linear(steps * sizes.input_size * copies, hidden)
+        exog = steps * sizes.exog_size
+        self.encode_exog = nn.Linear(exog, hidden, bias=False) if exog else None
+        self.embedding = NodeEmbedding(sizes.n_nodes, emb, dropout=dropout) if emb else None
+        self.encode_node = nn.Linear(emb, hidden, bias=False) if emb else None
+
+    def with_context(self, z: Tensor, u: Tensor | None) -> Tensor:
+        """Add encoded covariates and node embeddings to encoded readings."""
+        if self.encode_exog is not None and u is not None:
+            z = z + self.encode_exog(u)
+        if self.embedding is not None and self.encode_node is not None:
+            z = z + self.encode_node(self.embedding())
+        return z
+
+    @abstractmethod
+    def decoded(
+        self, x: Tensor, u: Tensor | None, edge_index: Tensor | None, edge_weight: Tensor | None
+    ) -> Float[Tensor, "batch nodes steps_outputs"]:
+        """What a forecast adds to the last reading, from checked readings and covariates."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time nodes features"],
+        edge_index: Int[Tensor, "2 edges"] | None = None,
+        edge_weight: Float[Tensor, " edges"] | None = None,
+        u: Float[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch horizon nodes outputs"]:
+        """Forecast the steps after the window.
+
+        Args:
+            x: readings.
+            edge_index: sources and targets; a `GraphMixer` with ``hops=0`` needs none.
+            edge_weight: weights of at least 0; by default 1 for every edge.
+            u: covariates, (batch, time, exog) or (batch, time, nodes, exog).
+        """
+        out = self.decoded(x, self.sizes.checked(x, u), edge_index, edge_weight)
+        out = out.unflatten(-1, (self.sizes.horizon, self.sizes.outputs)).transpose(1, 2)
+        return x[:, -1:] + out if self.sizes.residual else out

@@ -1,21 +1,20 @@
 """GraphMixer, a small forecaster for signals on a graph, meant as a student."""
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_sizes
 from sdkd_plugin.models.graph_blocks import (
+    GraphForecaster,
     GraphSizes,
     Propagation,
     ResidualMLP,
     check_graph,
     check_probabilities,
-    encoders,
 )
 
 
-class GraphMixer(nn.Module):
+class GraphMixer(GraphForecaster):
     """An MLP shared by all nodes, on each node's window, learned vector and surroundings.
 
     h_i = W [x_i, (P x)_i, ..., (P^hops x)_i] + W_u u_i + W_e e_i, then residual MLP blocks over the
@@ -26,27 +25,25 @@ class GraphMixer(nn.Module):
     x_i is the flattened window of node i, P the row-normalised adjacency without self loops
     (`Propagation`), u the covariates and e_i the node's learned vector. Edges carry information
     from source to target; for both directions give both edges. With ``hops=0`` and no edges this
-    is STID with continuous covariates in place of embedded ones.
+    is STID with continuous covariates in place of embedded ones. The tap ``latent`` is
+    ``blocks(h)``, (batch, nodes, channels).
 
     Args:
-        horizon: steps to forecast.
-        window: steps to read.
+        horizon, window: steps to forecast and to read.
         n_nodes: nodes of the graph.
-        input_size: features of a reading.
-        output_size: features of a forecast; by default ``input_size``.
+        input_size, output_size: features of a reading and of a forecast, by default the same.
         exog_size: features of the covariates, 0 for none. All steps of the window are read.
         hidden_size: channels of the latent.
         emb_size: length of a node's learned vector, 0 for none.
         n_layers: residual blocks.
         hops: how often the window is propagated; 0 makes the model graph-free.
-        dropout: probability, inside the blocks.
+        dropout: probability inside the blocks.
         emb_dropout: probability that a node's learned vector is zeroed in a training step.
         residual: whether the forecast adds to the last reading.
 
     Raises:
-        ValueError: for sizes below 1, probabilities outside [0, 1), or a residual forecast of
-            another number of features than the readings; from ``forward``, for a shape, an index
-            or a weight that does not fit the model.
+        ValueError: for sizes below 1, probabilities outside [0, 1), or a residual forecast with
+            other features than the readings; from ``forward``, for what does not fit the model.
 
     Example:
         >>> import torch
@@ -58,9 +55,8 @@ class GraphMixer(nn.Module):
         >>> model.taps
         {'latent': 'blocks'}
 
-    Source:
-        Without the graph: Shao et al., Spatial-Temporal Identity, CIKM 2022 (STID). Propagating the
-        inputs once, before anything learned: Wu et al., SGC, ICML 2019.
+    Source: without the graph, Shao et al., Spatial-Temporal Identity, CIKM 2022 (STID); the inputs
+    propagated once, before anything learned, Wu et al., SGC, ICML 2019.
     """
 
     def __init__(
@@ -80,44 +76,22 @@ class GraphMixer(nn.Module):
         emb_dropout: float = 0.0,
         residual: bool = True,
     ) -> None:
-        super().__init__()
-        self.sizes = GraphSizes(
-            horizon, window, n_nodes, input_size, output_size, exog_size, residual
-        )
+        sizes = GraphSizes(horizon, window, n_nodes, input_size, output_size, exog_size, residual)
         check_sizes(hidden_size=hidden_size, n_layers=n_layers)
         check_sizes(0, emb_size=emb_size, hops=hops)
         check_probabilities(dropout=dropout, emb_dropout=emb_dropout)
-        self.n_nodes = n_nodes
+        super().__init__(sizes, hidden_size, emb_size, emb_dropout, steps=window, copies=1 + hops)
         self.hops = hops
-        self.encode_window, self.encode_exog, self.embedding, self.encode_node = encoders(
-            self.sizes, hidden_size, emb_size, emb_dropout, steps=window, copies=1 + hops
-        )
+        self.taps = {"latent": "blocks"}
         self.blocks = nn.Sequential(
             *(ResidualMLP(channels=hidden_size, dropout=dropout) for _ in range(n_layers))
         )
-        self.head = nn.Linear(hidden_size, horizon * self.sizes.outputs)
+        self.head = nn.Linear(hidden_size, horizon * sizes.outputs)
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """Where the latent (batch, nodes, channels) is: tap name to module path."""
-        return {"latent": "blocks"}
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch time nodes features"],
-        edge_index: Int[Tensor, "2 edges"] | None = None,
-        edge_weight: Float[Tensor, " edges"] | None = None,
-        u: Float[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch horizon nodes outputs"]:
-        """Forecast the steps after the window.
-
-        Args:
-            x: readings.
-            edge_index: sources and targets; not needed with ``hops=0``.
-            edge_weight: weights of at least 0; by default 1 for every edge.
-            u: covariates, (batch, time, exog) or (batch, time, nodes, exog).
-        """
-        u = self.sizes.checked(x, u)
+    def decoded(
+        self, x: Tensor, u: Tensor | None, edge_index: Tensor | None, edge_weight: Tensor | None
+    ) -> Tensor:
+        """The head's output, (batch, nodes, horizon x outputs)."""
         seen = [x.transpose(1, 2).flatten(2)]
         if self.hops:
             edge_index = check_graph(edge_index, edge_weight, self.n_nodes)
@@ -125,8 +99,5 @@ class GraphMixer(nn.Module):
             for _ in range(self.hops):
                 seen.append(step(seen[-1]))
         h = self.encode_window(torch.cat(seen, dim=-1))
-        if self.encode_exog is not None and u is not None:
-            h = h + self.encode_exog(u.transpose(1, 2).flatten(2))
-        if self.embedding is not None and self.encode_node is not None:
-            h = h + self.encode_node(self.embedding())
-        return self.sizes.forecast(self.head(self.blocks(h)), x)
+        h = self.with_context(h, None if u is None else u.transpose(1, 2).flatten(2))
+        return self.head(self.blocks(h))

@@ -20,11 +20,8 @@ class MixerBlock(nn.Module):
         self.token_norm = nn.LayerNorm(channels)
         # The last layer has no bias: it would add one number to all channels of a token, and the
         # layer normalisation after every block would subtract it.
-        self.token_mlp = nn.Sequential(
-            nn.Linear(tokens, token_width),
-            nn.GELU(),
-            nn.Linear(token_width, tokens, bias=False),
-        )
+        first, last = nn.Linear(tokens, token_width), nn.Linear(token_width, tokens, bias=False)
+        self.token_mlp = nn.Sequential(first, nn.GELU(), last)
         self.channel_mlp = channel_mlp(channels, channel_width)
 
     def forward(self, x: Float[Tensor, "batch tokens c"]) -> Float[Tensor, "batch tokens c"]:
@@ -38,11 +35,11 @@ class MLPMixer(nn.Module):
 
     Its weights over tokens belong to one grid, so it needs that grid's shape and runs on no other.
     Every token has weights of its own, so there is no ``coordinates`` option. One last 3x3
-    convolution smooths the seams between patches; ``padding`` is its boundary rule.
+    convolution smooths the seams between patches; ``padding`` is its boundary rule. Its tap
+    ``latent`` is the tokens after the last block, on their grid.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         shape: the grid (nx, ny), multiples of ``patch``.
         patch: points of a patch along each axis.
         width: channels of a token. At depth 3 on a 64 x 64 grid, with 10 frames in and 10 out,
@@ -97,15 +94,9 @@ class MLPMixer(nn.Module):
         self.latent = nn.Identity()
         self.unembed = nn.ConvTranspose2d(width, out_channels, patch, stride=patch)
         self.smooth = conv2d(out_channels, out_channels, 3, padding=padding)
+        self.taps = {"latent": "latent"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The tokens after the last block, on their grid: tap name to module path."""
-        return {"latent": "latent"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the grid ``shape``."""
         check_input(x, self.in_channels, smallest=1)
         check_shape("x", x.shape[2:], self.shape, "the grid the MLPMixer was built for")

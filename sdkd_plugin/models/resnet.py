@@ -18,11 +18,10 @@ class ResNet(nn.Module):
     """A convolution, residual blocks, a readout; at full resolution or once downsampled.
 
     Any grid works, odd sizes too. On a periodic grid it commutes with shifts (downsampled: by 2
-    points, on even sizes), unless ``coordinates`` is set.
+    points, on even sizes), unless ``coordinates`` is set. Its tap ``latent`` is the last block.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels of all hidden layers. At depth 4 and downsampled, with 10 frames in and 10
             out, 14 is 19 thousand parameters and 238 is 5 million.
         depth: residual blocks.
@@ -65,15 +64,9 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(width, padding=padding) for _ in range(depth)))
         self.up = Upsample(width, width, padding=padding) if downsample else None
         self.readout = nn.Conv2d(width, out_channels, 1)
+        self.taps = {"latent": "blocks"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The last residual block's activation: tap name to module path."""
-        return {"latent": "blocks"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         shape = (x.shape[2], x.shape[3])

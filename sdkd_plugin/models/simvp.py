@@ -1,7 +1,7 @@
 """SimVP, a teacher that encodes each frame alone and translates all frames at once."""
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal, get_args
 
 import torch
@@ -23,8 +23,7 @@ from sdkd_plugin.models.blocks import (
 
 Translator = Literal["inception", "gated"]
 
-_INCEPTION_KERNELS = (3, 5, 7, 11)
-_INCEPTION_GROUPS = 8
+_KERNELS, _GROUPS = (3, 5, 7, 11), 8  # of inception
 # A kernel of about 15 as a local one and a dilated one. SimVP v2 uses 21 (5, and 7 at dilation
 # 3), which needs a latent grid of 10 points an axis; 15 runs on the 8 of a 32 x 32 field.
 _GATED_LOCAL, _GATED_WIDE, _GATED_DILATION = 5, 5, 3
@@ -36,15 +35,12 @@ class InceptionBlock(nn.Module):
     Source: Gao et al., SimVP, CVPR 2022, section 3.3.
     """
 
-    def __init__(
-        self, in_channels: int, hidden: int, out_channels: int, *, padding: Padding
-    ) -> None:
+    def __init__(self, c_in: int, hidden: int, c_out: int, *, padding: Padding) -> None:
         super().__init__()
-        groups = math.gcd(_INCEPTION_GROUPS, hidden, out_channels)
-        self.mix = nn.Conv2d(in_channels, hidden, 1)
+        groups = math.gcd(_GROUPS, hidden, c_out)
+        self.mix = nn.Conv2d(c_in, hidden, 1)
         self.branches = nn.ModuleList(
-            conv_block(hidden, out_channels, kernel, padding=padding, groups=groups)
-            for kernel in _INCEPTION_KERNELS
+            conv_block(hidden, c_out, n, padding=padding, groups=groups) for n in _KERNELS
         )
 
     def forward(self, z: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
@@ -72,13 +68,12 @@ class InceptionTranslator(nn.Module):
 
     def forward(self, z: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Turn the input frames' latents into the forecast frames'."""
-        skips = []
+        skips = [z]
         for block in self.first:
-            z = block(z)
-            skips.append(z)
-        skips.pop()
-        for i, block in enumerate(self.second):
-            z = block(torch.cat([z, skips.pop()], dim=1) if i else z)
+            skips.append(block(skips[-1]))
+        z = self.second[0](skips.pop())
+        for block in self.second[1:]:
+            z = block(torch.cat([z, skips.pop()], dim=1))
         return z
 
 
@@ -94,26 +89,18 @@ class GatedBlock(nn.Module):
     def __init__(self, channels: int, *, padding: Padding) -> None:
         super().__init__()
 
-        def depthwise(kernel: int, dilation: int = 1) -> nn.Conv2d:
-            return conv2d(
-                channels, channels, kernel, padding=padding, groups=channels, dilation=dilation
-            )
-
+        c, depthwise = channels, partial(conv2d, channels, channels, groups=channels)
         self.spread = nn.Sequential(
             group_norm(channels),
-            nn.Conv2d(channels, channels, 1),
+            nn.Conv2d(c, c, 1),
             nn.GELU(),
-            depthwise(_GATED_LOCAL),
-            depthwise(_GATED_WIDE, _GATED_DILATION),
-            nn.Conv2d(channels, 2 * channels, 1),
+            depthwise(_GATED_LOCAL, padding=padding),
+            depthwise(_GATED_WIDE, padding=padding, dilation=_GATED_DILATION),
+            nn.Conv2d(c, 2 * c, 1),
         )
-        self.project = nn.Conv2d(channels, channels, 1)
-        self.mlp = nn.Sequential(
-            group_norm(channels),
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
+        self.project = nn.Conv2d(c, c, 1)
+        hidden, out = nn.Conv2d(c, 2 * c, 1), nn.Conv2d(2 * c, c, 1)
+        self.mlp = nn.Sequential(group_norm(c), hidden, nn.GELU(), out)
 
     def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
         """Return the latent one block later."""
@@ -127,10 +114,10 @@ class SimVP(nn.Module):
 
     The encoder turns each frame of ``in_channels / in_frames`` variables into ``width`` channels
     on a coarser grid. The translator turns the ``in_frames * width`` channels of all input frames
-    into the ``out_frames * width`` of all forecast frames; the two counts may differ. The decoder
-    turns each of these into a field, with a skip from the encoder's first layer: forecast frame t
-    uses input frame t, counted among the ``out_frames`` latest where there are more input frames;
-    where there are fewer, the remaining forecast frames use the last one.
+    into the ``out_frames * width`` of all forecast frames, the tap ``latent``. The decoder turns
+    each of these into a field, with a skip from the encoder's first layer: forecast frame t uses
+    input frame t, counted among the ``out_frames`` latest where there are more input frames; where
+    there are fewer, the remaining forecast frames use the last one.
 
     Args:
         in_channels: input frames times variables, frame by frame: channel
@@ -149,8 +136,7 @@ class SimVP(nn.Module):
 
     Raises:
         ValueError: for a size that is not positive, an unknown option, or channels that are no
-            multiple of the frames; from ``forward``, for other channels or a grid too coarse for
-            the translator's kernels.
+            multiple of the frames; from ``forward``, for other channels or too coarse a grid.
 
     Example:
         >>> teacher = SimVP(in_channels=10, out_channels=20, width=8, latent_width=32)
@@ -194,11 +180,8 @@ class SimVP(nn.Module):
         self.in_channels = in_channels
         self.in_frames = in_frames
         self.out_frames = out_frames
-        reach = (
-            max(_INCEPTION_KERNELS) // 2
-            if translator == "inception"
-            else max(_GATED_LOCAL // 2, _GATED_DILATION * (_GATED_WIDE // 2))
-        )
+        gated = max(_GATED_LOCAL // 2, _GATED_DILATION * (_GATED_WIDE // 2))
+        reach = max(_KERNELS) // 2 if translator == "inception" else gated
         # Padding may not reach around the whole grid, so the latent needs more points than that.
         self.smallest = reach * 2**n_downsampling + 1
         widths = [width] * (n_downsampling + 1)
@@ -217,15 +200,9 @@ class SimVP(nn.Module):
                 nn.Conv2d(latent_width, written, 1),
             )
         self.decoder = Decoder(widths, out_channels // out_frames, padding=padding)
+        self.taps = {"latent": "translator"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The forecast frames' latents, ``out_frames * width`` channels: name to module path."""
-        return {"latent": "translator"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         frames = x.unflatten(1, (self.in_frames, -1)).flatten(0, 1)

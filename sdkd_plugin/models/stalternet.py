@@ -1,7 +1,7 @@
 """STAlterNet, a teacher with separate branches for high and for low frequencies."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -31,10 +31,8 @@ def rotary_angles(
     """Angles by which the queries and keys of each token are rotated.
 
     ``2π k x`` and ``2π k y`` on a periodic grid, ``π k x`` and ``π k y`` on a bounded one, with
-    k = 0 ... head_width / 4 - 1 and x, y in [0, 1). The product of a query and a key depends on
-    the difference of their angles, so attention knows the distance of two points: with multiples
-    of 2π, the distance on the torus. Since x and y are parts of the domain, not points, it means
-    the same at every resolution.
+    k = 0 ... head_width / 4 - 1 and x, y in [0, 1), at every resolution. The product of a query
+    and a key depends on the difference of their angles, on a periodic grid the torus distance.
     """
     turn = 2 * math.pi if padding == "periodic" else math.pi
     x, y = (positions(n, like, padding=padding) for n in (nx, ny))
@@ -61,9 +59,8 @@ class AttentionBranch(nn.Module):
 
         a = Attention(LayerNorm(z)),    z_low = a + MLP(LayerNorm(a))
 
-    Softmax attention averages over positions, a low-pass filter (Park & Kim 2022). An identity
-    would pass every frequency; only the convolution branch has one, so the output, the tap
-    ``latent_low``, comes from attention alone.
+    Softmax attention averages over positions, a low-pass filter (Park & Kim 2022); an identity
+    would pass every frequency.
     """
 
     def __init__(self, channels: int, *, heads: int, mlp_ratio: int, padding: Padding) -> None:
@@ -102,9 +99,8 @@ class EvolutionBlock(nn.Module):
         super().__init__()
         self.order = order
         self.convolution = ResidualBlock(channels, padding=padding)
-        self.attention = AttentionBranch(
-            channels, heads=heads, mlp_ratio=mlp_ratio, padding=padding
-        )
+        branch = AttentionBranch(channels, heads=heads, mlp_ratio=mlp_ratio, padding=padding)
+        self.attention = branch
         self.norm = LayerNorm2d(channels)
 
     def forward(self, z: Float[Tensor, "batch c nx ny"]) -> Float[Tensor, "batch c nx ny"]:
@@ -121,11 +117,11 @@ class STAlterNet(nn.Module):
     ``depth`` blocks (`EvolutionBlock`) evolve the latent; transposed convolutions decode it,
     with a skip from the encoder's first layer. Runs at any resolution, also at others than it
     was trained at. On a periodic grid it commutes with shifts by ``2**n_downsampling`` points,
-    unless ``coordinates`` is set.
+    unless ``coordinates`` is set. Taps are of the last block: ``latent``, and its branches
+    ``latent_high`` and ``latent_low``.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**n_downsampling``.
         depth: latent evolution blocks.
         heads: attention heads; the latent's channels over the heads are a multiple of 4.
@@ -176,29 +172,14 @@ class STAlterNet(nn.Module):
         self.smallest = 2**n_downsampling + 1
         self.locate = AppendCoordinates(padding, coordinates)
         self.encoder = Encoder(in_channels + self.locate.channels, widths, padding=padding)
-        self.blocks = nn.Sequential(
-            *(
-                EvolutionBlock(
-                    widths[-1], heads=heads, mlp_ratio=mlp_ratio, order=order, padding=padding
-                )
-                for _ in range(depth)
-            )
-        )
+        shared: dict[str, Any] = {"heads": heads, "mlp_ratio": mlp_ratio, "padding": padding}
+        blocks = [EvolutionBlock(widths[-1], order=order, **shared) for _ in range(depth)]
+        self.blocks = nn.Sequential(*blocks)
         self.decoder = Decoder(widths, out_channels, padding=padding)
+        parts = {"latent": "norm", "latent_high": "convolution", "latent_low": "attention"}
+        self.taps = {tap: f"blocks.{depth - 1}.{part}" for tap, part in parts.items()}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The last block's fused latent and its two branches: tap name to module path."""
-        last = f"blocks.{len(self.blocks) - 1}"
-        return {
-            "latent": f"{last}.norm",
-            "latent_high": f"{last}.convolution",
-            "latent_low": f"{last}.attention",
-        }
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         latent, skip = self.encoder(self.locate(x))

@@ -16,11 +16,10 @@ class UNet(nn.Module):
     Each level has two 3x3 convolutions with group normalisation and GELU; each coarser level has
     half the grid and twice the channels. Any grid works, odd sizes too. On a periodic grid whose
     sizes are multiples of ``2**depth`` it commutes with shifts by that many points, unless
-    ``coordinates`` is set.
+    ``coordinates`` is set. Its tap ``latent`` is the coarsest level.
 
     Args:
-        in_channels: input frames times variables.
-        out_channels: forecast frames times variables.
+        in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**depth``. At depth 2, with
             10 frames in and 10 out, 6 is 17 thousand parameters and 106 is 5 million.
         depth: halvings of the grid.
@@ -71,15 +70,9 @@ class UNet(nn.Module):
         )
         self.merge = nn.ModuleList(level(2 * fine, fine) for fine, _ in reversed(levels))
         self.readout = nn.Conv2d(width, out_channels, 1)
+        self.taps = {"latent": f"down.{depth}"}
 
-    @property
-    def taps(self) -> dict[str, str]:
-        """The coarsest level's activation: tap name to module path."""
-        return {"latent": f"down.{len(self.down) - 1}"}
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels nx ny"]
-    ) -> Float[Tensor, "batch out_channels nx ny"]:
+    def forward(self, x: Float[Tensor, "batch c_in nx ny"]) -> Float[Tensor, "batch c_out nx ny"]:
         """Forecast ``out_channels`` from ``in_channels`` fields on the same grid."""
         check_input(x, self.in_channels, self.smallest)
         x = self.locate(x)

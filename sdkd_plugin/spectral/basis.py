@@ -21,6 +21,8 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
 
     Parseval holds as ``sum(multiplicity * |forward(x)|^2) == sum(x^2)``, on a part of a basis as
     ``<=``; the difference belongs to the highest band.
+
+    Inside, coefficients may be *packed*: unscaled, and in the layout that is fastest.
     """
 
     frequencies: Tensor
@@ -29,103 +31,117 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
     multiplicity: Tensor
     """How often each stored coefficient counts in Parseval's sum; shaped as `frequencies`."""
 
-    def __init__(self, frequencies: Tensor, multiplicity: Tensor) -> None:
+    _areas: Tensor | None
+    """Weights of the inner product in which the basis is orthonormal, where they are not 1."""
+
+    _scale: float = 1.0
+    """Orthonormal over packed coefficients."""
+
+    _paired: bool = False
+    """Whether packed coefficients are complex."""
+
+    def __init__(
+        self, frequencies: Tensor, multiplicity: Tensor, areas: Tensor | None = None
+    ) -> None:
         super().__init__()
         # Not persistent: they follow from the constructor's arguments.
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.register_buffer("multiplicity", multiplicity, persistent=False)
+        self.register_buffer("_areas", areas, persistent=False)
 
     @abstractmethod
+    def _to_packed(self, x: Tensor) -> Tensor:
+        """Packed coefficients of fields, real or complex."""
+
+    @abstractmethod
+    def _from_packed(self, c: Tensor) -> Tensor:
+        """Fields from packed coefficients, which may be overwritten."""
+
+    def _pack(self, c: Tensor) -> Tensor:
+        """Packed from orthonormal coefficients."""
+        return c / self._scale
+
+    def _unpack(self, c: Tensor) -> Tensor:
+        """Orthonormal from packed coefficients."""
+        return c * self._scale
+
+    def _slots(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Values at `frequencies`, one for each real number in packed coefficients."""
+        return torch.stack((values, values), -1) if self._paired else values
+
+    def _slot_energy(self) -> Float[Tensor, "..."]:
+        """Energy of a 1 in the place of each of these real numbers."""
+        return self._slots(self.multiplicity * self._scale**2)
+
     def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Coefficients of fields, the frequency axes where the domain's axes were."""
+        """Coefficients of fields, the frequency axes where the domain's axes were.
 
-    @abstractmethod
+        Raises:
+            ValueError: if the fields do not lie on the domain.
+        """
+        check_field(self, x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._unpack(self._to_packed(x.to(working_dtype(x))))
+
     def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Fields from their coefficients."""
-
-    @abstractmethod
-    def _unscaled(self, x: Tensor) -> Tensor:
-        """Coefficients in the scale and layout that are fastest, real or complex."""
-
-    @abstractmethod
-    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
-        """The inverse of `_unscaled`."""
-
-    @abstractmethod
-    def _slots(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Values at `frequencies`, one for each real number in the layout of `_unscaled`."""
-
-    @abstractmethod
-    def _slot_energy(self) -> Float[Tensor, "..."]:
-        """Energy of a real number 1 in each place of that layout."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return self._from_packed(self._pack(coefficients))
 
     def _weighted(self, x: Tensor) -> Tensor:
-        """Fields times the weights of the inner product in which the basis is orthonormal."""
-        return x
+        return x if self._areas is None else x * self._areas.to(x)
 
     def _tables(self, bands: Bands, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The bands' power weights at each real number, and these times its energy."""
-        if self.needs_field:
-            self._check_edges(bands)
-        weights = self._slots(bands(self.frequencies)).flatten(1)
-        tables = torch.stack([weights, weights * self._slot_energy().to(weights).flatten()])
-        return tables.to(device, dtype)
-
-    def _check_edges(self, bands: Bands) -> None:
         kept, needed = float(self.frequencies.max()), bands.edges[-1] + bands.transition / 2
-        if needed > kept:
+        if self.needs_field and needed > kept:
             raise ValueError(
                 f"`bands` reach up to {needed:.4g}, expected edges up to {kept:.4g}: this "
                 f"transform keeps {self.frequencies.numel()} frequencies and takes all others as "
                 "one band. Keep more of them, or choose another method."
             )
+        weights = self._slots(bands(self.frequencies)).flatten(1)
+        tables = torch.stack([weights, weights * self._slot_energy().to(weights).flatten()])
+        return tables.to(device, dtype)
 
     def _analyse(self, x: Tensor, tables: Tensor) -> Tensor:
-        return self._unscaled(x)
+        return self._to_packed(x)
 
     def _bilinear(
-        self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
+        self, x: Tensor, a: Tensor, y: Tensor, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
         before, behind = a.ndim + self.domain_axes[0] - 1, -self.domain_axes[-1] - 1
-        p = torch.view_as_real(a) if a.is_complex() else a
-        p = p.flatten(1, before) if before else p[:, None]
-        q = p
-        if b is not a:
-            q = torch.view_as_real(b) if b.is_complex() else b
-            q = q.flatten(1, before) if before else q[:, None]
+        p, q = (torch.view_as_real(a), torch.view_as_real(b)) if a.is_complex() else (a, b)
+        p, q = (p.flatten(1, before), q.flatten(1, before)) if before else (p[:, None], q[:, None])
         if a.is_cuda or p.shape[1] > 16:
             products = (p * q).sum(1)
         else:
             # Channel by channel, without a temporary tensor as large as the field.
             products = p[:, 0] * q[:, 0]
             for channel in range(1, p.shape[1]):
-                products = products.addcmul_(p[:, channel], q[:, channel])
+                products = torch.addcmul(products, p[:, channel], q[:, channel])
         if behind:
             first = 1 + len(self.domain_axes)
             products = products.sum(tuple(range(first, first + behind)))
         energy = products.flatten(1) @ tables[1].mT
         if not self.needs_field:
             return energy
-        assert x is not None  # noqa: S101
-        assert y is not None  # noqa: S101
         rest = (self._weighted(x) * y).flatten(1).sum(1) - energy.sum(1)
         return torch.cat([energy[:, :-1], energy[:, -1:] + rest[:, None]], 1)
 
-    def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
+    def _combine(self, x: Tensor, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
         if not self.needs_field:
-            return self._from_unscaled(self._times(a, weights @ tables[0]))
-        assert x is not None  # noqa: S101
+            return self._from_packed(self._times(a, weights @ tables[0]))
         top = weights[:, -1:]
-        rest = top.reshape(-1, *[1] * (x.ndim - 1)) * x
-        low = self._from_unscaled(self._times(a, (weights - top) @ tables[0]))
-        return self._weighted(rest + low)
+        low = self._from_packed(self._times(a, (weights - top) @ tables[0]))
+        return self._weighted(top.reshape(-1, *[1] * (x.ndim - 1)) * x + low)
 
     def _adjoint(self, a: Tensor, tables: Tensor) -> Tensor:
         energy = self._slot_energy().to(tables).flatten()
-        return self._weighted(self._from_unscaled(self._times(a, 1 / energy[None])))
+        return self._weighted(self._from_packed(self._times(a, 1 / energy[None])))
 
     def _times(self, a: Tensor, factors: Float[Tensor, "batch slots"]) -> Tensor:
-        """Coefficients with each real number multiplied by a factor."""
+        """Packed coefficients with each real number multiplied by a factor."""
         first, last = self.domain_axes[0], self.domain_axes[-1]
         parts, reals = ([2], torch.view_as_real(a)) if a.is_complex() else ([], a)
         domain = [*a.shape[first : last + 1 or None], *[1] * (-last - 1), *parts]
@@ -159,7 +175,7 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         working = x.to(working_dtype(x))
         factors = self._slots(gain.to(working) - rest).flatten()[None]
         with torch.autocast(x.device.type, enabled=False):
-            filtered = self._from_unscaled(self._times(self._unscaled(working), factors))
+            filtered = self._from_packed(self._times(self._to_packed(working), factors))
         return (filtered + rest * working if self.needs_field else filtered).to(x.dtype)
 
     def _rest_of(self, response: Callable[[Tensor], Tensor] | Tensor) -> float:

@@ -6,7 +6,8 @@ Here live the polynomials and the recursion. One recursion serves all bands, and
 The power weights of the bands become polynomials p_i with Jackson's damping, which is a positive
 kernel: ``0 <= p_i <= 1``, ``sum_i p_i = 1``, so energies are not negative and sum to ``sum(x^2)``.
 It widens edges by a standard deviation of ``pi / order`` in the angle ``arccos(2 f - 1)``; a smooth
-edge is narrowed first, so that its variance comes out right. The order is the lowest at which
+edge is narrowed first, so that its variance comes out right, and what leaks far beyond an edge is
+taken out by stretching all p_i to reach 0 and 1. The order is the lowest at which
 weights are within the tolerance of `Bands` at all frequencies; for hard edges, at all that are
 farther than ``edge (1 - edge) / 4`` from an edge.
 
@@ -27,7 +28,7 @@ from jaxtyping import Float
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive, check_shape
+from sdkd_plugin._checks import check_positive
 from sdkd_plugin.spectral.bands import Bands
 from sdkd_plugin.spectral.laplacian import Laplacian
 from sdkd_plugin.spectral.quadratic import AbstractQuadraticTransform
@@ -53,6 +54,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
 
     domain_axes = (-2,)
     channel_axis = -1
+    domain_shape: tuple[int, ...] = ()
     needs_field = True
     _rows: Tensor
     _columns: Tensor
@@ -60,43 +62,35 @@ class ChebyshevGraph(AbstractQuadraticTransform):
     _order: Tensor
     _place: Tensor
     _component: Tensor
-    _size: Tensor
+    _members: Tensor
 
     def __init__(self, laplacian: Laplacian, tolerance: float, dtype: torch.dtype) -> None:
         check_positive("tolerance", tolerance)
         super().__init__()
         n = laplacian.matrix.shape[0]
-        self.n_nodes, self.tolerance = n, tolerance
-        self.projected = laplacian.projected
+        self.domain_shape, self.tolerance = (n,), tolerance
         # Neighbours side by side: the products then read memory in order.
         order = reverse_cuthill_mckee(laplacian.matrix, symmetric_mode=True)
         top = (1 + MARGIN) * (laplacian.highest() or 1.0)
         # T_(k+1) = (2 A) T_k - T_(k-1), with the spectrum of A in [-1, 1].
         doubled = 4 / top * laplacian.matrix - 2 * scipy.sparse.eye_array(n)
-        doubled = scipy.sparse.csr_array(doubled)[order][:, order].tocsr()
+        doubled = scipy.sparse.csr_array(doubled)[order][:, order]
+        component = laplacian.means.indices[order]
+        if laplacian.projected:
+            doubled = _bordered(doubled, component)
         values = torch.from_numpy(doubled.data)
         self.is_complex = values.is_complex()
-        component = torch.from_numpy(laplacian.means.indices[order].astype(np.int64))
+        self.size = doubled.shape[0]
         for name, tensor in {
             "_rows": torch.from_numpy(doubled.indptr.astype(np.int32)),
             "_columns": torch.from_numpy(doubled.indices.astype(np.int32)),
             "_values": (torch.view_as_real(values) if self.is_complex else values).to(dtype),
             "_order": torch.from_numpy(order.astype(np.int64)),
             "_place": torch.from_numpy(np.argsort(order)),
-            "_component": component,
-            "_size": component.bincount().double(),
+            "_component": torch.from_numpy(component.astype(np.int64)),
+            "_members": torch.from_numpy(np.bincount(component).astype(np.float64)),
         }.items():
             self.register_buffer(name, tensor, persistent=False)
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """The number of nodes."""
-        return (self.n_nodes,)
-
-    def resized(self, domain_shape: tuple[int, ...]) -> "ChebyshevGraph":
-        """The same transform: a graph has one size."""
-        check_shape("domain_shape", domain_shape, self.domain_shape, "the graph's nodes")
-        return self
 
     def _tables(self, bands: Bands, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Of all bands but the highest: the weight of the mean, and the polynomial's coefficients.
@@ -112,8 +106,8 @@ class ChebyshevGraph(AbstractQuadraticTransform):
 
     def images(self, x: Tensor, tables: Tensor) -> Tensor:
         """``p_i(L) x`` along a new last axis."""
-        fields = x.mT.reshape(-1, self.n_nodes)
-        size = len(fields) if x.is_cuda else max(16, CACHED // self.n_nodes)
+        fields = x.mT.reshape(-1, self.domain_shape[0])
+        size = len(fields) if x.is_cuda else max(16, CACHED // self.domain_shape[0])
         out = fields.new_empty(len(tables), *fields.shape)
         matrix = self._matrix(x.dtype)
         for start in range(0, len(fields), size):
@@ -124,34 +118,34 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         return out.unflatten(1, x.mT.shape[:-1]).movedim(0, -1).transpose(-2, -3)
 
     def _recursion(self, x: Tensor, matrix: Tensor, tables: Tensor) -> list[Tensor]:
-        means = self._means(x)
-        x = x - means
-        before = x.to(matrix.dtype)
-        now = self._without_means(matrix @ before) / 2
+        n = self.domain_shape[0]
+        means = x.new_zeros(len(self._members), x.shape[1]).index_add_(0, self._component, x)
+        means = self._of_nodes(means.div_(self._members[:, None].to(x)))
+        before = x.new_zeros(self.size, x.shape[1], dtype=matrix.dtype)
+        before[:n] = x.sub_(means)
+        now = (matrix @ before).div_(2)
         coefficients = tables.tolist()
-        images = [c[0] * means + c[1] * x + c[2] * now.real for c in coefficients]
+        images = [(c[1] * before.real).add_(now.real, alpha=c[2]) for c in coefficients]
         for k in range(3, tables.shape[1]):
-            # In place: a field of before is not needed any more.
-            before = self._without_means(before.addmm_(matrix, now, beta=-1))
-            before, now = now, before
+            # In place: the field before is not needed any more.
+            before, now = now, before.addmm_(matrix, now, beta=-1)
             real = now.real
             for image, c in zip(images, coefficients, strict=True):
                 image.add_(real, alpha=c[k])
-        return images
+        for image, c in zip(images, coefficients, strict=True):
+            if self.size > n:
+                image[:n].sub_(self._of_nodes(image[n:]))
+            image[:n].add_(means, alpha=c[0])
+        return [image[:n] for image in images]
 
-    def _means(self, x: Tensor) -> Tensor:
-        if len(self._size) == 1:
-            return x.mean(0, keepdim=True)
-        sums = x.new_zeros(len(self._size), x.shape[1]).index_add_(0, self._component, x)
-        return (sums / self._size[:, None].to(x)).index_select(0, self._component)
-
-    def _without_means(self, x: Tensor) -> Tensor:
-        return x.sub_(self._means(x)) if self.projected else x
+    def _of_nodes(self, values: Tensor) -> Tensor:
+        """Values of components as values of their nodes."""
+        return values if len(values) == 1 else values.index_select(0, self._component)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         values = self._values.to(dtype)
         values = torch.view_as_complex(values) if self.is_complex else values
-        shape = (self.n_nodes, self.n_nodes)
+        shape = (self.size, self.size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             return torch.sparse_csr_tensor(
@@ -159,16 +153,13 @@ class ChebyshevGraph(AbstractQuadraticTransform):
             )
 
     def _bilinear(
-        self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
+        self, x: Tensor, a: Tensor, y: Tensor, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
-        assert x is not None  # noqa: S101
-        assert y is not None  # noqa: S101
-        low = torch.stack([(x * image).flatten(1).sum(1) for image in b.unbind(-1)], 1)
-        rest = (x * (y - b.sum(-1))).flatten(1).sum(1)
-        return torch.cat([low, rest[:, None]], 1)
+        x, low = x.flatten(1), [image.flatten(1) for image in b.unbind(-1)]
+        rest = sum((-image for image in low[1:]), y.flatten(1) - low[0])
+        return torch.stack([torch.einsum("bk,bk->b", x, image) for image in (*low, rest)], 1)
 
-    def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
-        assert x is not None  # noqa: S101
+    def _combine(self, x: Tensor, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
         each = weights.reshape(-1, *[1] * (x.ndim - 1), weights.shape[1])
         top = each[..., -1]
         total = top * x
@@ -204,10 +195,6 @@ class ChebyshevGraph(AbstractQuadraticTransform):
             image = _Images.apply(batched, table, self)[..., 0]
         return image.reshape(x.shape).to(x.dtype)
 
-    def extra_repr(self) -> str:
-        """Nodes and tolerance, for ``print``."""
-        return f"nodes={self.n_nodes}, tolerance={self.tolerance}"
-
 
 class _Images(torch.autograd.Function):
     """`ChebyshevGraph.images`, linear; differentiable any number of times."""
@@ -237,6 +224,22 @@ class _Images(torch.autograd.Function):
         return images.unflatten(0, folded.shape[:2]), 0
 
 
+def _bordered(doubled: scipy.sparse.csr_array, component: np.ndarray) -> scipy.sparse.csr_array:
+    """A sparse matrix for the recursion of ``P M P``, the means taken out.
+
+    With t = s - C b, C the components' indicators and K = C / size their means, ``P M t - t'`` is
+    ``(M s - M C b - s') - C (K^T M s - K^T M C b - b')``: the recursion of (s, b) under
+    ``[[M, -M C], [K^T M, -K^T M C]]``.
+    """
+    nodes, weight = np.arange(len(component)), 1 / np.bincount(component)
+    indicator = scipy.sparse.csr_array((np.ones(len(nodes)), (nodes, component)))
+    means = scipy.sparse.csr_array((weight[component], (component, nodes)))
+    right = -doubled @ indicator
+    return scipy.sparse.block_array(
+        [[doubled, right], [means @ doubled, means @ right]], format="csr"
+    )
+
+
 def band_polynomials(bands: Bands, tolerance: float) -> Float[Tensor, "bands_but_one order"]:
     """Chebyshev coefficients of all bands but the highest, of the lowest order that is enough.
 
@@ -257,6 +260,10 @@ def band_polynomials(bands: Bands, tolerance: float) -> Float[Tensor, "bands_but
         )
         below = np.minimum.accumulate(below[::-1])[::-1]
         damped = _coefficients(below, order) * _jackson(order)
+        # Damping leaks far beyond an edge; one stretch for all brings the ends back to 0 and 1.
+        reached = _values(damped)
+        damped[:, 0] -= reached.min()
+        damped /= np.ptp(reached)
         each = np.diff(damped, axis=0, prepend=0)
         got = _values(each)
         got = np.concatenate([got, 1 - got.sum(0, keepdims=True)])

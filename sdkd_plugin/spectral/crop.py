@@ -21,9 +21,8 @@ def shared_grid(first: GridTransform, second: GridTransform) -> GridTransform:
         periodic: |k| < M / 2, a grid of M points for odd M and of M - 1 for even M
         reflect:  k < M, a grid of M points
 
-    A coarse even periodic axis loses its Nyquist wavenumber M / 2: there its samples cannot tell
-    the waves k and -k of the finer axis apart, and show a sine not at all. Where both axes have
-    the same size nothing is ambiguous and all is kept.
+    A coarse even periodic axis loses its Nyquist wavenumber M / 2: its samples cannot tell the
+    waves k and -k of the finer axis apart. Axes of one size keep all.
 
     Args:
         first: a grid.
@@ -59,10 +58,9 @@ def crop_frequencies(
     """Fields on a coarser grid that carries a part of their frequencies; the others are dropped.
 
     Formula: ``y_hat_k = sqrt(prod_i M_i / N_i) x_hat_k`` for the wavenumbers k of the target's
-    axes of M_i points, the source's having N_i. The factor belongs to orthonormal transforms: with
-    it a field without higher frequencies keeps its values, that is, both grids sample one
-    continuous function, at ``j / N`` where periodic and at the cells' centres ``(j + 1/2) / N``
-    where reflecting. Nothing is interpolated and nothing aliases.
+    axes of M_i points, the source's having N_i. With this factor of orthonormal transforms a field
+    without higher frequencies keeps its values: both grids sample one continuous function, at
+    ``j / N`` where periodic and at the cells' centres ``(j + 1/2) / N`` where reflecting.
 
     Args:
         x: fields ``(..., *source.shape)``.
@@ -86,78 +84,27 @@ def crop_frequencies(
     _check_target(source, target)
     if source.shape == target.shape:
         return x
-    coefficients = source(x)
+    c = source(x)
     for axis, size in zip(target.domain_axes, target.shape, strict=True):
         if source.boundary == "reflect":
-            coefficients = coefficients.narrow(axis, 0, size)
+            c = c.narrow(axis, 0, size)
         elif axis == -1:
             # A one-sided real FFT holds no negative wavenumbers along the last axis.
-            coefficients = coefficients.narrow(axis, 0, size // 2 + 1)
-        elif size != coefficients.shape[axis]:
-            negative = size // 2
-            last = coefficients.narrow(axis, coefficients.shape[axis] - negative, negative)
-            first = coefficients.narrow(axis, 0, size - negative)
-            coefficients = torch.cat([first, last], dim=axis)
+            c = c.narrow(axis, 0, size // 2 + 1)
+        elif size != c.shape[axis]:
+            last = c.narrow(axis, c.shape[axis] - size // 2, size // 2)
+            c = torch.cat([c.narrow(axis, 0, size - size // 2), last], dim=axis)
     scale = math.sqrt(math.prod(target.shape) / math.prod(source.shape))
-    return target.inverse(coefficients * scale).to(x.dtype)
-
-
-def shared_frequencies(
-    student: Float[Tensor, "..."],
-    teacher: Float[Tensor, "..."],
-    transform_student: GridTransform,
-    transform_teacher: GridTransform,
-) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """Two fields of different resolution, each without the frequencies that the other lacks.
-
-    Both come back on `shared_grid`; see `crop_frequencies` for what cropping keeps. Where this is
-    done in every step, find the shared grid once and crop each side by itself.
-
-    Args:
-        student: fields ``(..., *transform_student.shape)``.
-        teacher: fields ``(..., *transform_teacher.shape)``.
-        transform_student: the student's grid.
-        transform_teacher: the teacher's grid, of the same boundary.
-
-    Returns:
-        student and teacher on the shared grid, other axes as they were.
-
-    Raises:
-        ValueError: as `shared_grid` and `crop_frequencies`.
-
-    Example:
-        >>> student, teacher = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 16, 16)
-        >>> shared = shared_frequencies(
-        ...     student, teacher, GridTransform((8, 8)), GridTransform((16, 16))
-        ... )
-        >>> [tuple(field.shape) for field in shared]
-        [(2, 4, 7, 7), (2, 6, 7, 7)]
-    """
-    shared = shared_grid(transform_student, transform_teacher)
-    return (
-        crop_frequencies(student, transform_student, shared),
-        crop_frequencies(teacher, transform_teacher, shared),
-    )
+    return target.inverse(c * scale).to(x.dtype)
 
 
 def resample_frequencies(
     x: Float[Tensor, "..."], source: GridTransform, target: GridTransform
 ) -> Float[Tensor, "..."]:
-    """Fields on another grid, with the frequencies that both grids have and no others.
+    """Fields on any grid, with the frequencies that both grids have and no others.
 
-    Formula: as `crop_frequencies` to `shared_grid`; then the spectrum is filled up with zeros to
-    the target's, with the inverse of that factor.
-
-    Args:
-        x: fields ``(..., *source.shape)``.
-        source: their grid.
-        target: any grid of as many axes with the same boundary.
-
-    Returns:
-        ``(..., *target.shape)``, of the dtype of ``x``; differentiable.
-
-    Raises:
-        ValueError: as `shared_grid` and `crop_frequencies`.
+    Formula: `crop_frequencies` to `shared_grid`; then the spectrum is filled up with zeros to the
+    target's, with the inverse of that factor. Arguments and errors are as there.
 
     Example:
         >>> wave = lambda n: torch.cos(2 * torch.pi * 3 * torch.arange(n) / n)
@@ -169,22 +116,20 @@ def resample_frequencies(
     cropped = crop_frequencies(x, source, shared)
     if shared.shape == target.shape:
         return cropped
-    coefficients = shared(cropped)
+    c = shared(cropped)
     for axis, size in zip(target.domain_axes, target.shape, strict=True):
         one_sided = target.boundary == "periodic" and axis == -1
-        missing = (size // 2 + 1 if one_sided else size) - coefficients.shape[axis]
-        if missing == 0:
-            continue
-        # Behind the highest wavenumber; on a two-sided axis the negative ones come after it.
-        two_sided = target.boundary == "periodic" and not one_sided
-        negative = coefficients.shape[axis] // 2 if two_sided else 0
-        first, last = coefficients.split([coefficients.shape[axis] - negative, negative], axis)
-        zeros = first.new_zeros(
-            *[missing if i == axis % first.ndim else n for i, n in enumerate(first.shape)]
-        )
-        coefficients = torch.cat([first, zeros, last], dim=axis)
+        missing = (size // 2 + 1 if one_sided else size) - c.shape[axis]
+        if missing:
+            # Behind the highest wavenumber; on a two-sided axis the negative ones come after it.
+            two_sided = target.boundary == "periodic" and not one_sided
+            negative = c.shape[axis] // 2 if two_sided else 0
+            first, last = c.split([c.shape[axis] - negative, negative], axis)
+            shape = list(c.shape)
+            shape[axis] = missing
+            c = torch.cat([first, c.new_zeros(shape), last], dim=axis)
     scale = math.sqrt(math.prod(target.shape) / math.prod(shared.shape))
-    return target.inverse(coefficients * scale).to(x.dtype)
+    return target.inverse(c * scale).to(x.dtype)
 
 
 def complete_frequencies(
@@ -196,7 +141,7 @@ def complete_frequencies(
     """Fields on another grid, with the frequencies they lack there taken from other fields.
 
     Formula: ``P x + (1 - P) rest``, P the projection on the frequencies that both grids have. So
-    the difference to ``rest`` is nought where ``x`` says nothing.
+    the difference to ``rest`` is 0 at frequencies that ``x`` does not have.
 
     Args:
         x: fields ``(..., *source.shape)``.
@@ -208,7 +153,7 @@ def complete_frequencies(
         ``(..., *target.shape)``, of the dtype of ``rest``; differentiable.
 
     Raises:
-        ValueError: as `resample_frequencies`.
+        ValueError: as `crop_frequencies`.
 
     Example:
         >>> grids = GridTransform((8,)), GridTransform((16,))
@@ -229,11 +174,10 @@ def _check_target(source: GridTransform, target: GridTransform) -> None:
             f"a grid no finer than {source.shape} along each axis, with the boundary "
             f"{source.boundary!r}."
         )
-    if target.boundary == "periodic":
-        for m, n in zip(target.shape, source.shape, strict=True):
-            if m < n and m % 2 == 0:
-                raise ValueError(
-                    f"`target` has an axis of {m} points, expected an odd number or the source's "
-                    f"{n}: the Nyquist wavenumber {m // 2} of a coarser even axis is ambiguous; "
-                    f"take {m - 1} points."
-                )
+    for m, n in zip(target.shape, source.shape, strict=True):
+        if target.boundary == "periodic" and m < n and m % 2 == 0:
+            raise ValueError(
+                f"`target` has an axis of {m} points, expected an odd number or the source's "
+                f"{n}: the Nyquist wavenumber {m // 2} of a coarser even axis is ambiguous; "
+                f"take {m - 1} points."
+            )

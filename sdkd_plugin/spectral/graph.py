@@ -3,15 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_positive_int
-from sdkd_plugin.spectral.bands import Bands, Spectrum
+from sdkd_plugin._checks import check_choice
+from sdkd_plugin.spectral.bands import Bands
 from sdkd_plugin.spectral.chebyshev import ChebyshevGraph
 from sdkd_plugin.spectral.graph_basis import GraphBasis, graph_basis
 from sdkd_plugin.spectral.laplacian import (
@@ -31,11 +31,15 @@ MAX_EXACT_NODES = 16_000
 """Beyond this all eigenvectors take an hour and many gigabytes."""
 
 
+_OF_BASIS = ("eigenvectors", "frequencies", "multiplicity", "inverse", "spectrum")
+
+
 class GraphTransform(AbstractTransform):
     """Orthonormal graph Fourier transform ``x_hat = U^T x`` with ``L = U diag(lambda) U^T``.
 
     Frequency is lambda / lambda_max. Signals are ``(..., nodes, features)``, as in tsl and PyG.
-    Build one with `from_edges`.
+    Build one with `from_edges`. On large graphs there may be no U: then ``frequencies``,
+    ``spectrum`` and such raise.
 
     Args:
         eigenvectors: orthonormal columns, of shape ``(nodes, nodes)``.
@@ -50,6 +54,7 @@ class GraphTransform(AbstractTransform):
 
     domain_axes = (-2,)
     channel_axis = -1
+    domain_shape: tuple[int, ...] = ()
     engine: GraphBasis | ChebyshevGraph
 
     def __init__(
@@ -59,6 +64,7 @@ class GraphTransform(AbstractTransform):
     ) -> None:
         super().__init__()
         self.engine = GraphBasis(eigenvectors, eigenvalues)
+        self.domain_shape = self.engine.domain_shape
 
     @classmethod
     def from_edges(
@@ -72,7 +78,7 @@ class GraphTransform(AbstractTransform):
         potential: float = 0.25,
         method: Method = "auto",
         rank: int = 256,
-        tolerance: float = 0.01,
+        tolerance: float = 0.02,
         cache: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "GraphTransform":
@@ -81,32 +87,28 @@ class GraphTransform(AbstractTransform):
         With A the weights, W the symmetrised ones without self-loops and D their degrees, L is
         ``P M P``: M is ``D - W`` (combinatorial) or ``I - D^(-1/2) W D^(-1/2)`` (symmetric), P
         takes out the mean of each connected component. So frequency 0 is the mean, also where
-        degrees differ, and an isolated node has frequency 0 only. The symmetric Laplacian is the
-        default because its eigenvalues are at most 2 whatever the degrees: a hub does not push
-        the frequencies of all other nodes towards 0.
-
-        Engines: ``exact`` computes all eigenvectors in float64 (n^3). ``low-rank`` computes the
-        ``rank`` lowest; all that they leave is the highest band, and edges of bands must lie below
-        the highest frequency kept. ``chebyshev`` takes polynomials of L, O(order x edges), with
-        power weights within ``tolerance`` of the bands' (hard edges are smoothed: see
-        `sdkd_plugin.spectral.chebyshev`). ``auto`` is exact up to `AUTO_EXACT_NODES`, else
-        chebyshev.
+        degrees differ. The symmetric Laplacian is the default because its eigenvalues are at most
+        2: a hub does not push the frequencies of all other nodes towards 0.
 
         Args:
             edge_index: source and target of each edge; parallel edges add up.
             edge_weight: not negative; ``None`` weighs every edge 1.
-            num_nodes: nodes without edges count too.
-            normalization: which Laplacian.
+            num_nodes: nodes without edges included; these have frequency 0 only.
+            normalization: which M.
             symmetrization: what a directed graph becomes: the ``mean`` of both directions, their
                 ``max``, an error (``refuse``), or ``magnetic``: the mean W with the phases
                 ``exp(2 pi i potential (A_uv - A_vu) / (A_uv + A_vu))``, a Hermitian Laplacian that
                 tells directions apart. Of real signals it sees the real part of ``g(L)``.
             potential: of the magnetic Laplacian, in turns an edge.
-            method: which engine.
+            method: ``exact``, all eigenvectors in float64; ``low-rank``, the ``rank`` lowest, below
+                whose highest frequency bands must have their edges, for all others are one band;
+                ``chebyshev``, polynomials of L in O(order x edges), whose power weights are within
+                ``tolerance`` of the bands' (see `sdkd_plugin.spectral.chebyshev`). ``auto`` is
+                exact up to `AUTO_EXACT_NODES` nodes, else chebyshev.
             rank: eigenvectors that low-rank keeps.
             tolerance: of chebyshev.
-            cache: folder where eigenvectors are kept under the graph's hash. By default
-                ``$SDKD_CACHE``, for graphs of 1,000 nodes and more, and none where it is not set.
+            cache: folder where eigenvectors are kept under the graph's hash; by default
+                ``$SDKD_CACHE``, where that is set and for graphs of 1,000 nodes and more.
             dtype: in which eigenvectors or the matrix are kept.
 
         Raises:
@@ -123,9 +125,9 @@ class GraphTransform(AbstractTransform):
         Source: magnetic Laplacian: Zhang et al. 2021, "MagNet".
         """
         check_choice("method", method, get_args(Method))
-        n = int(num_nodes) if isinstance(num_nodes, np.integer) else num_nodes
-        directed = directed_adjacency(edge_index, edge_weight, n)
+        directed = directed_adjacency(edge_index, edge_weight, num_nodes)
         laplacian = graph_laplacian(directed, normalization, symmetrization, potential)
+        n = directed.shape[0]
         if method == "auto":
             method = "exact" if n <= AUTO_EXACT_NODES else "chebyshev"
         if method == "exact" and n > MAX_EXACT_NODES:
@@ -133,21 +135,23 @@ class GraphTransform(AbstractTransform):
                 f"`num_nodes` is {n}, expected at most {MAX_EXACT_NODES} for method='exact': it "
                 "needs all eigenvectors; take 'low-rank' or 'chebyshev'."
             )
+        if method == "chebyshev":
+            return cls._of(ChebyshevGraph(laplacian, tolerance, dtype))
+        folder = cache or (os.environ.get("SDKD_CACHE") if n >= 1000 else None)
+        return cls._of(
+            graph_basis(
+                laplacian,
+                rank if method == "low-rank" else None,
+                dtype,
+                Path(folder).expanduser() if folder else None,
+            )
+        )
+
+    @classmethod
+    def _of(cls, engine: GraphBasis | ChebyshevGraph) -> "GraphTransform":
         transform = cls.__new__(cls)
         AbstractTransform.__init__(transform)
-        if method == "chebyshev":
-            transform.engine = ChebyshevGraph(laplacian, tolerance, dtype)
-            return transform
-        own = os.environ.get("SDKD_CACHE") if n >= 1000 else None
-        folder = cache if cache is not None else own
-        if method == "low-rank":
-            check_positive_int("rank", rank)
-        transform.engine = graph_basis(
-            laplacian,
-            rank if method == "low-rank" else None,
-            dtype,
-            None if folder is None else Path(folder).expanduser(),
-        )
+        transform.engine, transform.domain_shape = engine, engine.domain_shape
         return transform
 
     @property
@@ -171,51 +175,15 @@ class GraphTransform(AbstractTransform):
             "method='exact') or method='low-rank'."
         )
 
-    @property
-    def eigenvectors(self) -> Shaped[Tensor, "nodes kept"]:
-        """Orthonormal columns."""
-        return self.basis.eigenvectors
-
-    @property
-    def frequencies(self) -> Float[Tensor, " kept"]:
-        """Frequencies of the eigenvectors."""
-        return self.basis.frequencies
-
-    @property
-    def multiplicity(self) -> Float[Tensor, " kept"]:
-        """How often each coefficient counts in Parseval's sum: once."""
-        return self.basis.multiplicity
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """The number of nodes."""
-        return self.engine.domain_shape
-
-    def resized(self, domain_shape: tuple[int, ...]) -> "GraphTransform":
-        """The same transform: a graph has one size.
-
-        Raises:
-            ValueError: if another number of nodes is asked for.
-        """
-        self.engine.resized(domain_shape)
-        return self
+    def __getattr__(self, name: str) -> Any:
+        """``eigenvectors``, ``frequencies``, ``inverse``, ``spectrum`` and such are the basis'."""
+        if name in _OF_BASIS:
+            return getattr(self.basis, name)
+        return super().__getattr__(name)
 
     def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Coefficients ``(..., frequencies, features)`` of signals ``(..., nodes, features)``.
-
-        Raises:
-            ValueError: if the last but one axis of ``x`` is not the graph's nodes, or there are no
-                eigenvectors.
-        """
+        """Coefficients ``(..., frequencies, features)`` of signals ``(..., nodes, features)``."""
         return self.basis(x)
-
-    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Signals ``(..., nodes, features)`` from their coefficients."""
-        return self.basis.inverse(coefficients)
-
-    def spectrum(self, x: Float[Tensor, "..."]) -> Spectrum:
-        """Mean energy of signals at each frequency; see `AbstractBasisTransform.spectrum`."""
-        return self.basis.spectrum(x)
 
     def sample_band_energy(
         self, x: Float[Tensor, "batch ..."], bands: Bands

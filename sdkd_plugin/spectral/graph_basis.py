@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_shape
+from sdkd_plugin._checks import check_not_negative, check_positive_int, check_shape
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.laplacian import Laplacian
-from sdkd_plugin.spectral.transform import check_field, working_dtype
 
 
 class GraphBasis(AbstractBasisTransform):
@@ -50,12 +49,7 @@ class GraphBasis(AbstractBasisTransform):
         n, kept = len(eigenvectors), len(eigenvalues)
         shape = (kept if highest is None else n, kept)
         check_shape("eigenvectors", eigenvectors.shape, shape, "a column for each eigenvalue")
-        check_finite("eigenvalues", eigenvalues)
-        if float(eigenvalues.min()) < 0:
-            raise ValueError(
-                f"`eigenvalues` has {float(eigenvalues.min())}, expected none below 0: "
-                "the Laplacian of a graph without negative weights has none."
-            )
+        check_not_negative("eigenvalues", eigenvalues, "a Laplacian has none")
         probe = _probe(kept).to(eigenvectors)
         if not torch.allclose(eigenvectors.mH @ (eigenvectors @ probe), probe, atol=1e-4):
             raise ValueError("`eigenvectors` has columns that are not orthonormal.")
@@ -63,8 +57,8 @@ class GraphBasis(AbstractBasisTransform):
         # A graph without edges carries means only.
         frequencies = (eigenvalues.double() / (top or 1.0)).clamp(max=1)
         super().__init__(frequencies, torch.ones_like(frequencies))
-        self.is_complex = eigenvectors.is_complex()
-        reals = torch.view_as_real(eigenvectors) if self.is_complex else eigenvectors
+        self._paired = eigenvectors.is_complex()
+        reals = torch.view_as_real(eigenvectors) if self._paired else eigenvectors
         self.register_buffer("_columns", reals, persistent=False)
         self.needs_field = kept < n
         self.domain_shape = (n,)
@@ -72,42 +66,20 @@ class GraphBasis(AbstractBasisTransform):
     @property
     def eigenvectors(self) -> Shaped[Tensor, "nodes kept"]:
         """Orthonormal columns."""
-        return torch.view_as_complex(self._columns) if self.is_complex else self._columns
+        return torch.view_as_complex(self._columns) if self._paired else self._columns
 
-    def resized(self, domain_shape: tuple[int, ...]) -> "GraphBasis":
-        """The same transform: a graph has one size."""
-        check_shape("domain_shape", domain_shape, self.domain_shape, "the graph's nodes")
-        return self
-
-    def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Coefficients ``(..., kept, features)`` of signals ``(..., nodes, features)``."""
-        check_field(self, x)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._unscaled(x.to(working_dtype(x)))
-
-    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Signals ``(..., nodes, features)`` from their coefficients."""
-        with torch.autocast(coefficients.device.type, enabled=False):
-            return self._from_unscaled(coefficients)
-
-    def _unscaled(self, x: Tensor) -> Tensor:
+    def _to_packed(self, x: Tensor) -> Tensor:
         vectors = self._vectors(x.dtype)
         # Nodes last is one product for all fields; nodes last but one is one for each.
         return (x.mT.to(vectors.dtype) @ vectors.conj()).mT
 
-    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
-        x = (coefficients.mT @ self._vectors(coefficients.real.dtype).mT).mT
+    def _from_packed(self, c: Tensor) -> Tensor:
+        x = (c.mT @ self._vectors(c.real.dtype).mT).mT
         return x.real if x.is_complex() else x
 
     def _vectors(self, dtype: torch.dtype) -> Tensor:
         reals = self._columns.to(dtype)
-        return torch.view_as_complex(reals) if self.is_complex else reals
-
-    def _slots(self, values: Tensor) -> Tensor:
-        return torch.stack((values, values), -1) if self.is_complex else values
-
-    def _slot_energy(self) -> Tensor:
-        return self._slots(self.multiplicity)
+        return torch.view_as_complex(reals) if self._paired else reals
 
 
 def graph_basis(
@@ -153,6 +125,7 @@ def _probe(n: int) -> Tensor:
 
 def _lowest(laplacian: Laplacian, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``rank`` lowest eigenvalues and their vectors, by Lanczos on the shifted inverse."""
+    check_positive_int("rank", rank)
     means = laplacian.means
     n, count = means.shape
     if not count < rank < n - 1:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice, check_positive_int
 from sdkd_plugin.spectral import cosine
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
-from sdkd_plugin.spectral.transform import check_field, working_dtype
 
 Boundary = Literal["periodic", "reflect"]
 
@@ -30,6 +29,9 @@ class GridTransform(AbstractBasisTransform):
         reflect:  sqrt(sum_i (k_i / N_i)^2 / d)
 
     so 0 is the mean and the corner of the spectrum is 1 (for even N_i, periodic).
+
+    Coefficients are complex, ``(..., *shape[:-1], shape[-1] // 2 + 1)``, or with ``reflect`` real,
+    ``(..., *shape)``.
 
     Args:
         shape: sizes of the grid's axes, the last axes of a field ``(batch, channels, *shape)``.
@@ -75,6 +77,7 @@ class GridTransform(AbstractBasisTransform):
         self.domain_axes = tuple(range(-len(shape), 0))
         self.channel_axis = -len(shape) - 1
         self.boundary: Boundary = boundary
+        self._scale = math.prod(shape) ** -0.5
         if boundary == "reflect":
             for axis, size in enumerate(shape):
                 self.register_buffer(f"_twiddle_{axis}", cosine.twiddle(size), persistent=False)
@@ -83,42 +86,28 @@ class GridTransform(AbstractBasisTransform):
         """A grid of another resolution with the same boundary."""
         return GridTransform(domain_shape, self.boundary)
 
-    def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Coefficients of fields ``(..., *shape)``.
-
-        Returns:
-            periodic: complex, ``(..., *shape[:-1], shape[-1] // 2 + 1)``; reflect: real,
-            ``(..., *shape)``.
-
-        Raises:
-            ValueError: if the last axes of ``x`` are not the grid's.
-        """
-        check_field(self, x)
-        x = x.to(working_dtype(x))
+    def _pack(self, c: Tensor) -> Tensor:
         if self.boundary == "periodic":
-            return torch.fft.rfftn(x, dim=self.domain_axes, norm="ortho")
-        scale = cosine.amplitudes(self.shape).to(x)
-        return cosine.unpack(self._unscaled(x), self.shape[-1]) * scale
+            return c / self._scale
+        return cosine.pack(c / cosine.amplitudes(self.shape).to(c))
 
-    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Fields ``(..., *shape)`` from their coefficients."""
+    def _unpack(self, c: Tensor) -> Tensor:
         if self.boundary == "periodic":
-            return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes, norm="ortho")
-        scale = cosine.amplitudes(self.shape).to(coefficients)
-        return self._from_unscaled(cosine.pack(coefficients / scale))
+            return c * self._scale
+        return cosine.unpack(c, self.shape[-1]) * cosine.amplitudes(self.shape).to(c.real)
 
-    def _unscaled(self, x: Tensor) -> Tensor:
+    def _to_packed(self, x: Tensor) -> Tensor:
         if self.boundary == "periodic":
             return torch.fft.rfftn(x, dim=self.domain_axes)
         twiddles = self._twiddles(x.dtype)
         return self._in_blocks(lambda x: cosine.packed_cosines(x, self.domain_axes, twiddles), x)
 
-    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
+    def _from_packed(self, c: Tensor) -> Tensor:
         if self.boundary == "periodic":
-            return torch.fft.irfftn(coefficients, s=self.shape, dim=self.domain_axes)
-        twiddles, last = self._twiddles(coefficients.real.dtype), self.shape[-1]
+            return torch.fft.irfftn(c, s=self.shape, dim=self.domain_axes)
+        twiddles, last = self._twiddles(c.real.dtype), self.shape[-1]
         return self._in_blocks(
-            lambda c: cosine.fields_from_packed(c, last, self.domain_axes, twiddles), coefficients
+            lambda c: cosine.fields_from_packed(c, last, self.domain_axes, twiddles), c
         )
 
     def _in_blocks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -138,7 +127,7 @@ class GridTransform(AbstractBasisTransform):
 
     def _slot_energy(self) -> Tensor:
         if self.boundary == "periodic":
-            return self._slots(self.multiplicity / math.prod(self.shape))
+            return self._slots(self.multiplicity * self._scale**2)
         return cosine.slot_energy(self.shape).to(self.frequencies.device)
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_finite, check_positive_int, check_shape
+from sdkd_plugin._checks import check_choice, check_not_negative, check_positive_int, check_shape
 
 Normalization = Literal["symmetric", "combinatorial"]
 Symmetrization = Literal["mean", "max", "refuse", "magnetic"]
@@ -106,7 +106,7 @@ def graph_laplacian(
 def directed_adjacency(
     edge_index: Int[Tensor, "2 edges"],
     edge_weight: Float[Tensor, " edges"] | None,
-    num_nodes: int,
+    num_nodes: int | np.integer,
 ) -> scipy.sparse.csr_array:
     """The weights of all edges but self-loops, float64; parallel edges add up."""
     check_positive_int("num_nodes", num_nodes)
@@ -118,20 +118,17 @@ def directed_adjacency(
     if edge_weight is None:
         edge_weight = torch.ones(n_edges, dtype=torch.float64)
     check_shape("edge_weight", edge_weight.shape, (n_edges,), "a weight for each edge")
-    check_finite("edge_weight", edge_weight)
+    check_not_negative(
+        "edge_weight", edge_weight, "a Laplacian with negative weights has no frequencies"
+    )
     if n_edges and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < num_nodes:
         raise ValueError(
             f"`edge_index` has nodes {int(edge_index.min())} to {int(edge_index.max())}, "
             f"expected 0 to {num_nodes - 1} (num_nodes is {num_nodes})."
         )
-    if n_edges and float(edge_weight.min()) < 0:
-        raise ValueError(
-            f"`edge_weight` has {float(edge_weight.min())}, expected none below 0: "
-            "a Laplacian with negative weights has no frequencies."
-        )
     index, weight = edge_index.cpu().numpy(), edge_weight.detach().double().cpu().numpy()
     kept = (index[0] != index[1]) & (weight > 0)
-    shape = (num_nodes, num_nodes)
+    shape = (int(num_nodes), int(num_nodes))
     return scipy.sparse.csr_array((weight[kept], tuple(index[:, kept])), shape=shape)
 
 

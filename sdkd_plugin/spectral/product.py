@@ -4,13 +4,12 @@ from typing import Literal, get_args
 
 import scipy.fft
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._checks import check_choice, check_sizes
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.graph import GraphTransform
-from sdkd_plugin.spectral.transform import AbstractTransform, check_field, working_dtype
+from sdkd_plugin.spectral.transform import AbstractTransform
 
 Over = Literal["joint", "time"]
 
@@ -48,11 +47,15 @@ class ProductTransform(AbstractBasisTransform):
         True
     """
 
+    domain_shape: tuple[int, ...] = ()
+    domain_axes: tuple[int, ...] = ()
+    channel_axis: int = 0
+    _cosines: Tensor
+
     def __init__(
         self, space: AbstractTransform, frames: int, *, over: Over = "joint", variables: int = 1
     ) -> None:
-        check_positive_int("frames", frames)
-        check_positive_int("variables", variables)
+        check_sizes(frames=frames, variables=variables)
         check_choice("over", over, get_args(Over))
         time = torch.arange(frames, dtype=torch.float64).repeat_interleave(variables) / frames
         multiplicity = torch.ones_like(time)
@@ -72,30 +75,16 @@ class ProductTransform(AbstractBasisTransform):
         self.space, self.frames, self.variables = space, frames, variables
         self.over: Over = over
         self._basis = basis
+        joint = over == "joint"
+        self.domain_shape = (frames * variables, *(space.domain_shape if joint else ()))
+        axis = space.domain_axes[0] - 1
+        self.domain_axes = (axis, *(space.domain_axes if joint else ()))
+        self.channel_axis = space.channel_axis
         cosines = scipy.fft.dct(
             torch.eye(frames, dtype=torch.float64).numpy(), axis=0, norm="ortho"
         )
         # A horizon is short: one small product is faster than an FFT.
         self.register_buffer("_cosines", torch.from_numpy(cosines), persistent=False)
-
-    _cosines: Tensor
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """Frames times variables, and with joint frequencies the sizes of space."""
-        space = self.space.domain_shape if self.over == "joint" else ()
-        return (self.frames * self.variables, *space)
-
-    @property
-    def domain_axes(self) -> tuple[int, ...]:
-        """The axis before those of space, and with joint frequencies these."""
-        space = self.space.domain_axes
-        return (space[0] - 1, *(space if self.over == "joint" else ()))
-
-    @property
-    def channel_axis(self) -> int:
-        """That of space; on a grid it holds the frames."""
-        return self.space.channel_axis
 
     def resized(self, domain_shape: tuple[int, ...]) -> AbstractTransform:
         """For another size; on a grid that of space alone, for latents have no frames there.
@@ -117,26 +106,19 @@ class ProductTransform(AbstractBasisTransform):
             )
         return self.space.resized(domain_shape[1:])
 
-    def forward(self, x: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Coefficients of fields, time frequencies where the frames were."""
-        check_field(self, x)
-        with torch.autocast(x.device.type, enabled=False):
-            x = self._along_time(self._cosines, x.to(working_dtype(x)))
-            return x if self._basis is None else self._basis(x)
-
-    def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Fields from their coefficients."""
-        with torch.autocast(coefficients.device.type, enabled=False):
-            x = coefficients if self._basis is None else self._basis.inverse(coefficients)
-            return self._along_time(self._cosines.mT, x)
-
-    def _unscaled(self, x: Tensor) -> Tensor:
+    def _to_packed(self, x: Tensor) -> Tensor:
         x = self._along_time(self._cosines, x)
-        return x if self._basis is None else self._basis._unscaled(x)
+        return x if self._basis is None else self._basis._to_packed(x)
 
-    def _from_unscaled(self, coefficients: Tensor) -> Tensor:
-        x = coefficients if self._basis is None else self._basis._from_unscaled(coefficients)
+    def _from_packed(self, c: Tensor) -> Tensor:
+        x = c if self._basis is None else self._basis._from_packed(c)
         return self._along_time(self._cosines.mT, x)
+
+    def _pack(self, c: Tensor) -> Tensor:
+        return c if self._basis is None else self._basis._pack(c)
+
+    def _unpack(self, c: Tensor) -> Tensor:
+        return c if self._basis is None else self._basis._unpack(c)
 
     def _along_time(self, matrix: Tensor, x: Tensor) -> Tensor:
         axis = self.domain_axes[0] % x.ndim

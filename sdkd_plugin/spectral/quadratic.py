@@ -1,7 +1,7 @@
 """Band energies as quadratic forms ``<x, g_i(L) x>``, with all their derivatives.
 
-Here lives `AbstractQuadraticTransform` and the one autograd function behind every spectral loss.
-How ``g_i(L)`` is applied is in `basis` and `chebyshev`.
+Here lives the one autograd function behind every spectral loss. How ``g_i(L)`` is applied is in
+`basis` and `chebyshev`.
 """
 
 from abc import abstractmethod
@@ -23,12 +23,12 @@ CHUNK = 2**27
 class AbstractQuadraticTransform(AbstractTransform):
     """A transform that analyses a field once and derives energies and gradients from that.
 
-    The analysis A is linear, so the energies are quadratic forms with the gradient
+    The analysis is linear, so the energies are quadratic forms with the gradient
     ``2 sum_i de_i g_i(L) x`` and the second derivative ``2 g_i(L)``.
     """
 
     needs_field: bool = False
-    """Whether the gradient needs the field besides its analysis."""
+    """Whether the methods below need fields besides their analyses; else they may get anything."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class AbstractQuadraticTransform(AbstractTransform):
 
     @abstractmethod
     def _bilinear(
-        self, x: Tensor | None, a: Tensor, y: Tensor | None, b: Tensor, tables: Tensor
+        self, x: Tensor, a: Tensor, y: Tensor, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch n_bands"]:
         """``<x, g_i(L) y>`` of fields with the analyses ``a`` and ``b``."""
 
     @abstractmethod
-    def _combine(self, x: Tensor | None, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
+    def _combine(self, x: Tensor, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
         """``sum_i weights[b, i] g_i(L) x`` of fields with the analysis ``a``."""
 
     @abstractmethod
@@ -97,10 +97,7 @@ def _plainly(compute: Callable[[], Tensor]) -> Tensor:
 
 
 class _BandEnergy(torch.autograd.Function):
-    """``e[b, i] = <x_b, g_i(L) x_b>``, and the analysis, so that it can be differentiated again.
-
-    One analysis on the way forward; `_combine` on the way back.
-    """
+    """``e[b, i] = <x_b, g_i(L) x_b>``, and the analysis, so that it can be differentiated again."""
 
     @staticmethod
     def forward(
@@ -113,10 +110,10 @@ class _BandEnergy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, tables, transform = inputs
-        ctx.transform = transform
+        x, tables, ctx.transform = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(tables, output[1], *([x] if transform.needs_field else []))
+        ctx.save_for_backward(tables, output[1], *([x] if ctx.transform.needs_field else []))
+        ctx.save_for_forward(x, tables, output[1])
 
     @staticmethod
     def backward(
@@ -126,8 +123,9 @@ class _BandEnergy(torch.autograd.Function):
         gradient = None
         with torch.autocast(a.device.type, enabled=False):
             if of_energy is not None:
-                x = field[0] if field else None
-                gradient = ctx.transform._combine(x, a, 2 * of_energy, tables)
+                gradient = ctx.transform._combine(
+                    field[0] if field else a, a, 2 * of_energy, tables
+                )
             if of_analysis is not None:
                 more = ctx.transform._adjoint(of_analysis, tables)
                 gradient = more if gradient is None else gradient + more
@@ -136,14 +134,6 @@ class _BandEnergy(torch.autograd.Function):
 
 class _ForwardBandEnergy(_BandEnergy):
     """With forward mode and `torch.vmap`, which folds the new axis into the batch."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, tables, transform = inputs
-        ctx.transform = transform
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(tables, output[1], *([x] if transform.needs_field else []))
-        ctx.save_for_forward(x, tables, output[1])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

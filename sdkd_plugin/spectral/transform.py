@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sdkd_plugin._checks import check_shape
 from sdkd_plugin.spectral.bands import Bands
 
 
@@ -39,13 +40,14 @@ class AbstractTransform(nn.Module, ABC):
     def channel_axis(self) -> int:
         """Axis of a field that holds its channels or features, counted from the end."""
 
-    @abstractmethod
     def resized(self, domain_shape: tuple[int, ...]) -> "AbstractTransform":
         """The same kind of transform for latents on a domain of another size.
 
         Raises:
-            ValueError: if the domain has no such size.
+            ValueError: if the domain has no such size; a graph has one.
         """
+        check_shape("domain_shape", domain_shape, self.domain_shape, "the only size of this domain")
+        return self
 
     @abstractmethod
     def sample_band_energy(

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
 from sdkd_plugin.study.result import Result
 from sdkd_plugin.study.task import Arm, Task, standard_arms
 from sdkd_plugin.study.training import Make, Recipe, Training, made
-from sdkd_plugin.teachers import accepted_inputs, precompute
+from sdkd_plugin.teachers import accepted_inputs
 
 Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 MEAN = "mean of the teachers"

@@ -17,8 +17,8 @@ from sdkd_plugin.adapters.neuralop.models import NETWORKS
 class SDKDModelConfig(ConfigBase):  # type: ignore[metaclass]  # pydantic's is private
     """What all registered models take; ``get_model`` reads it as a config's ``model``.
 
-    ``data_channels`` are the model's ``in_channels``, input frames times variables. A model's own
-    class, such as `UNetConfig`, adds the model's options with their defaults.
+    ``data_channels`` are the model's ``in_channels``. A model's own class, such as `UNetConfig`,
+    adds the model's options with their defaults.
 
     Example:
         >>> from neuralop import get_model
@@ -35,13 +35,10 @@ class SDKDModelConfig(ConfigBase):  # type: ignore[metaclass]  # pydantic's is p
 
 def _config_class(arch: str) -> Any:
     network = NETWORKS[arch]
-    options = dict(inspect.signature(network).parameters)
+    options = inspect.signature(network).parameters.values()
     types = typing.get_type_hints(network.__init__)
-    required = inspect.Parameter.empty
-    members: dict[str, Any] = {
-        n: p.default for n, p in options.items() if p.default is not required
-    }
-    own = {name: types[name] for name in options if name not in ("in_channels", "out_channels")}
+    members: dict[str, Any] = {p.name: p.default for p in options if p.default is not p.empty}
+    own = {p.name: types[p.name] for p in options if p.name not in ("in_channels", "out_channels")}
     members |= {"model_arch": arch, "__annotations__": {"model_arch": str, **own}}
     members |= {"__module__": __name__, "__doc__": f"Options of ``{arch}``, a registered model."}
     kind: Any = type(SDKDModelConfig)
@@ -65,8 +62,7 @@ def read_config(source: str | os.PathLike[str]) -> Bunch:
         ``config.model.data_channels`` and, for ``sdkd_mlp_mixer``, ``config.model.shape``.
 
     Raises:
-        ValueError: if there is no such file or model, or the file has no ``model`` with a
-            ``model_arch``.
+        ValueError: if there is no such file or model, or the file names no ``model_arch``.
 
     Example:
         >>> read_config("sdkd_unet").model.padding

@@ -47,14 +47,13 @@ def load_navier_stokes(
 
     Of trajectories the first samples are for training and the last for testing, as in FNO's
     experiments; frames are channels. A resolution that the source does not have is every n-th
-    point of the least finer one that it has. Normalisers are the host's, fitted to the training
-    part alone; the loaders give fields in physical units, which the processor normalises.
+    point of the next finer one. Normalisers are the host's, fitted to the training part alone; the
+    loaders give fields in physical units, which the processor normalises.
 
     Args:
-        source: a folder of neuraloperator's own files, ``nsforcing_train_128.pt`` and
-            ``nsforcing_test_128.pt``, with pairs of forcing and vorticity, one channel each; a file
-            of trajectories for `read_trajectories`, such as FNO's ``.mat`` files; or trajectories,
-            such as those of `sdkd_plugin.data.navier_stokes`.
+        source: a folder of neuraloperator's own files, such as ``nsforcing_train_128.pt``, with
+            pairs of forcing and vorticity, one channel each; a file for `read_trajectories`, such
+            as FNO's ``.mat`` files; or trajectories, as of `sdkd_plugin.data.navier_stokes`.
         n_train: samples for training.
         n_tests: samples of each test resolution.
         batch_size: of training.
@@ -66,23 +65,22 @@ def load_navier_stokes(
         encode_input: whether the processor normalises ``x``.
         encode_output: whether it normalises ``y`` in training, and undoes it in evaluation.
         encoding: one mean and deviation a channel, or a channel and point.
-        seed: of the order of the training samples, which differs from epoch to epoch.
+        seed: of the order of the training samples, another in each epoch.
 
     Returns:
-        the training loader, the test loaders by resolution, and the data processor, for the
-        host's ``Trainer``. Samples are ``{"x": ..., "y": ...}`` of shape (channels, n, n).
+        the training loader, the test loaders by resolution, and the data processor. Samples are
+        ``{"x": ..., "y": ...}`` of shape (channels, n, n).
 
     Raises:
         ValueError: if the source is missing, damaged, of another layout or too small, or an option
             does not fit.
 
     Example:
-        >>> train, tests, processor = load_navier_stokes(
-        ...     torch.randn(6, 20, 16, 16), n_train=4, n_tests=[2, 2], batch_size=2,
-        ...     test_batch_sizes=[2, 2], train_resolution=16, test_resolutions=[8, 16],
-        ... )
-        >>> {n: next(iter(loader))["y"].shape for n, loader in tests.items()}
-        {8: torch.Size([2, 10, 8, 8]), 16: torch.Size([2, 10, 16, 16])}
+        >>> sizes = dict(n_train=4, batch_size=2, train_resolution=16)
+        >>> sizes |= dict(n_tests=[2, 2], test_batch_sizes=[2, 2], test_resolutions=[8, 16])
+        >>> _, tests, _ = load_navier_stokes(torch.randn(6, 20, 16, 16), **sizes)
+        >>> next(iter(tests[8]))["y"].shape
+        torch.Size([2, 10, 8, 8])
 
     Source: neuralop.data.datasets.navier_stokes; FNO, arXiv 2010.08895, section 5.3.
     """
@@ -90,7 +88,7 @@ def load_navier_stokes(
     check_sizes(frames_in=frames_in, frames_out=frames_out)
     check_sizes(0, seed=seed)
     check_choice("encoding", encoding, get_args(Encoding))
-    lists = (n_tests, test_batch_sizes, test_resolutions)
+    lists: tuple[Sequence[int], ...] = (n_tests, test_batch_sizes, test_resolutions)
     lengths = {len(values) if isinstance(values, Sized) else None for values in lists}
     if len(lengths) > 1 or None in lengths:
         raise ValueError(
@@ -123,14 +121,12 @@ def load_navier_stokes(
         if normaliser is not None:
             normaliser.fit(fields)
     order = torch.Generator().manual_seed(seed)
-    train_loader = DataLoader(
-        TensorDataset(*training), int(batch_size), shuffle=True, generator=order
-    )
-    test_loaders = {
+    train = DataLoader(TensorDataset(*training), int(batch_size), shuffle=True, generator=order)
+    tests = {
         resolution: DataLoader(TensorDataset(*read("test", n, resolution)), int(size))
-        for resolution, n, size in zip(test_resolutions, n_tests, test_batch_sizes, strict=True)
+        for n, size, resolution in zip(*lists, strict=True)
     }
-    return train_loader, test_loaders, DefaultDataProcessor(*normalisers)
+    return train, tests, DefaultDataProcessor(*normalisers)
 
 
 def _trajectories(
@@ -168,11 +164,10 @@ def _pairs(folder: Path) -> Callable[[str, int, int], Pair]:
         if not finest:
             raise ValueError(
                 f"{folder} holds {sorted(file.name for file in files.values())}, expected "
-                f"nsforcing_{part}_{resolution}.pt or one whose resolution is a multiple of "
-                f"{resolution}; `neuralop.data.datasets.NavierStokesDataset` downloads such files."
+                f"nsforcing_{part}_{resolution}.pt or one of a multiple of {resolution} points; "
+                "`neuralop.data.datasets.NavierStokesDataset` downloads such files."
             )
-        file = files[finest]
-        content = load_plain(file)
+        content = load_plain(file := files[finest])
         got = content if isinstance(content, dict) else {}
         shapes = {key: tuple(got[key].shape) for key in "xy" if isinstance(got.get(key), Tensor)}
         samples = (*shapes.get("x", ()), 0)[0]

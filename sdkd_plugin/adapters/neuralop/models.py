@@ -15,8 +15,7 @@ from sdkd_plugin._checks import check_choice
 from sdkd_plugin.adapters.neuralop._host import load_plain
 from sdkd_plugin.models import MLPMixer, ResNet, SimVP, STAlterNet, UNet
 
-VERSION = "1"
-"""Of the models' layers: raise it when weights saved before would mean something else."""
+VERSION = "1"  # of the layers: raise it when weights saved before would mean something else
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "sdkd_stalternet": STAlterNet,
@@ -39,8 +38,7 @@ def register(name: str, network: Callable[..., Any]) -> type[BaseModel]:
 
     Raises:
         ValueError: if the name is taken; from the class, if an option is unknown or missing; from
-            its loading, if a checkpoint is of another model or version, or holds anything but
-            tensors and plain values.
+            its loading, if a checkpoint is of another model or version, or not plain.
     """
     if taken := BaseModel._models.get(name.lower()):
         raise ValueError(
@@ -62,11 +60,7 @@ def register(name: str, network: Callable[..., Any]) -> type[BaseModel]:
             # NumPy's numbers in a checkpoint could not be read without unpickling.
             self._init_kwargs = {key: _plain(value) for key, value in self._init_kwargs.items()}
             self.network = network(**options)
-
-        @property
-        def taps(self) -> dict[str, str]:
-            """Tap names and module paths, the network's own."""
-            return {tap: f"network.{path}" for tap, path in self.network.taps.items()}
+            self.taps = {tap: f"network.{path}" for tap, path in self.network.taps.items()}
 
         def forward(self, x: Tensor, **sample: Any) -> Tensor:
             """Forecast, from ``x`` alone."""
@@ -74,8 +68,7 @@ def register(name: str, network: Callable[..., Any]) -> type[BaseModel]:
 
         def state_dict(self, *, prefix: str = "", **options: Any) -> dict[str, Any]:
             """The weights, and the host's metadata where the model is not part of another."""
-            # As a part, the host's models would write their metadata among the whole's weights,
-            # which the whole then refuses to load.
+            # The whole would refuse to load a part's metadata among its weights.
             if prefix:
                 return nn.Module.state_dict(self, prefix=prefix, **options)
             return super().state_dict(**options)
@@ -84,8 +77,7 @@ def register(name: str, network: Callable[..., Any]) -> type[BaseModel]:
             """As torch's, and refuses the weights of another model or version."""
             # Not a dict of its items: torch's own versions of the modules are in an attribute.
             state = copy.copy(state_dict)
-            metadata = cast(dict[str, Any], state).pop("_metadata", None)
-            if metadata is not None:
+            if (metadata := cast(dict[str, Any], state).pop("_metadata", None)) is not None:
                 _check_metadata(metadata, name)
             return nn.Module.load_state_dict(self, state, **options)
 
@@ -101,8 +93,7 @@ def register(name: str, network: Callable[..., Any]) -> type[BaseModel]:
         ) -> "Model":
             """The model of a checkpoint, from its weights' file alone."""
             state = _read_state(save_folder, save_name, map_location)
-            metadata = state.get("_metadata")
-            if not isinstance(metadata, Mapping):
+            if not isinstance(metadata := state.get("_metadata"), Mapping):
                 raise ValueError(
                     f"{save_name!r} in {save_folder} has weights but not the options of their "
                     "model: make the model yourself and call its `load_checkpoint`."
@@ -119,7 +110,7 @@ def register(name: str, network: Callable[..., Any]) -> type[BaseModel]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_plain(part) for part in value)
+        return type(value)(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -127,7 +118,7 @@ def _check_options(name: str, options: Mapping[str, Any], signature: inspect.Sig
     for option in options:
         check_choice(f"{name} option", option, signature.parameters)
     for option, parameter in signature.parameters.items():
-        if parameter.default is inspect.Parameter.empty and option not in options:
+        if parameter.default is parameter.empty and option not in options:
             raise ValueError(
                 f"`{option}` of {name!r} is missing and has no default: add it to the model's "
                 "section of the config (where `data_channels` stands for `in_channels`)."

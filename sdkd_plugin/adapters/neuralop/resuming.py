@@ -18,28 +18,24 @@ class ResumableState:
     The host saves the student's weights, the optimizer and the scheduler, and on resuming trains
     the saved epoch a second time. This adds the number of the next epoch, what a distillation
     keeps beside the student (projectors, measured band weights), and the state of the random
-    generators that shuffling and dropout use. It adds 0 to the loss. On one process and a CPU
-    the resumed run takes the steps of the uninterrupted one bit for bit; on several processes,
-    random numbers are not restored.
+    generators. It adds 0 to the loss. On one process and a CPU the resumed run takes the steps of
+    the uninterrupted one bit for bit; on several processes, random numbers are not restored.
 
-    Limits of the host: ``save_best`` starts anew in a resumed run, because the best value so far is
-    not saved, so use separate folders for ``save_every`` and ``save_best``. ``n_epochs`` counts
-    from the beginning of the first run. An interrupted save leaves files of two epochs.
+    Limits of the host: the best value so far is not saved, so use separate folders for
+    ``save_every`` and ``save_best``. ``n_epochs`` counts from the beginning of the first run. An
+    interrupted save leaves files of two epochs.
 
     Args:
         trainer: the one that it is given to.
-        loss: the distillation loss, or None where there is none.
-        generators: those of the loaders' shuffling; torch's global ones are always included.
+        loss: the distillation loss, if there is one.
+        generators: of the loaders' shuffling; torch's global ones are always included.
 
     Raises:
-        ValueError: on resuming, if the folder's ``regularizer.pt`` was not written by this class,
-            or with another number of generators, or for another loss; or if the saved epoch was
-            the trainer's last.
+        ValueError: on resuming, if the folder's ``regularizer.pt`` is not of this class, or of
+            other generators or another loss; or if the saved epoch was the trainer's last.
 
     Example:
-        >>> import torch
-        >>> run = ResumableState(Trainer(model=torch.nn.Conv2d(1, 1, 1), n_epochs=2))
-        >>> run.loss
+        >>> ResumableState(Trainer(model=torch.nn.Conv2d(1, 1, 1), n_epochs=2)).loss
         0.0
     """
 
@@ -57,7 +53,7 @@ class ResumableState:
         self._generators = tuple(generators)
 
     def reset(self) -> None:
-        """Do nothing; the host calls it before every batch."""
+        """Nothing; the host calls it before every batch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; the host saves them as ``regularizer.pt``."""

@@ -1,8 +1,4 @@
-"""Distillation by neuraloperator's own, unmodified ``Trainer``.
-
-Here live the loss that the trainer calls and the samples it reads. What a resumed run needs besides
-is in `resuming`, what several processes need in `sdkd_plugin.distributed`.
-"""
+"""Distillation by neuraloperator's own, unmodified ``Trainer``: its loss and its samples."""
 
 import dataclasses
 import inspect
@@ -23,10 +19,15 @@ from sdkd_plugin.distributed import DistributedSync, average_measurements, sever
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLossName, make_task_loss, masked_error
 from sdkd_plugin.taps import TapReader
-from sdkd_plugin.teachers import TeacherOutput, check_no_shared_weights, named_inputs
+from sdkd_plugin.teachers import (
+    StoredOutputs,
+    TeacherOutput,
+    check_no_shared_weights,
+    named_inputs,
+)
 
 _LATENT = "teacher."
-_FOR_THE_LOSS = ("y", "mask", "teacher")
+_FOR_THE_LOSS = ("y", "mask", "teacher", "index")
 
 
 class TrainerLoss:
@@ -42,16 +43,15 @@ class TrainerLoss:
 
     - ``mask``: True where a label is observed; as many axes as ``y``, each of its size or 1. It is
       False everywhere for an unlabelled input, whose ``y`` has the same shape and any value,
-    - ``teacher``: the teacher's forecast for ``x`` in the units of the model's output, if it is
-      known, with its latents as ``teacher.TAP``. Otherwise the teachers run in every step.
+    - ``teacher``: the teacher's forecast for ``x`` in the units of the model's output, with its
+      latents as ``teacher.TAP``. Without it the teachers run in every step,
+    - ``index``: its number, if the loss has stored outputs in place of teachers.
 
-    A student whose forward does not name these does not receive them: the host's own models would
-    warn of each.
+    A student whose forward does not name these does not receive them. Without gradient, as the host
+    evaluates, it is the task loss alone, in physical units, at any resolution and step of a
+    rollout: it may be one of the trainer's ``eval_losses``.
 
-    Without gradient, as the host evaluates, it is the task loss alone, in physical units, at any
-    resolution and step of a rollout. So it may stand among the trainer's ``eval_losses``.
-
-    With ``use_distributed=True`` the host wraps the student for GPUs. On CPUs it cannot: pass
+    With ``use_distributed=True`` the host wraps the student, on GPUs alone: on CPUs pass
     ``Trainer(model=DistributedDataParallel(student), ...)``. Projectors and measured band weights
     are kept the same on all processes.
 
@@ -62,8 +62,8 @@ class TrainerLoss:
             function called as the host calls it, ``task_loss(out, y=y, ...)`` for a sum over the
             batch, such as ``LpLoss(d=2)``. Unlabelled samples are left out of its batch, and the
             sum is scaled to all samples. If only some labels of a sample are missing, a function
-            with a parameter ``mask`` receives it, and for `LpLoss` both fields are set to 0 there:
-            its norms are then those of the observed labels. Any other function is refused then.
+            with a parameter ``mask`` receives it, for `LpLoss` both fields are set to 0 there, and
+            any other function is refused.
         on_step: called with the terms of every training step, to log them.
         data_processor: the trainer's, to compare with ``teacher_processor``.
         teacher_processor: the one that the teacher was trained with. A teacher with other
@@ -71,9 +71,8 @@ class TrainerLoss:
 
     Raises:
         ValueError: if an argument has a wrong type, ``task_loss`` averages over the batch, teacher
-            and student share weights, or the two processors normalise differently or only one is
-            given; at a step, see `DistillationLoss.forward`, or if the task loss cannot take the
-            mask.
+            and student share weights, or the processors normalise differently or one is missing;
+            at a step, see `DistillationLoss.forward`, or if the task loss cannot take the mask.
 
     Example:
         >>> import torch
@@ -103,10 +102,8 @@ class TrainerLoss:
         if data_processor is not None and teacher_processor is not None:
             check_same_units(data_processor, teacher_processor)
         elif teacher_processor is not None:
-            raise ValueError(
-                "`teacher_processor` is given but `data_processor` is None: give the trainer's "
-                "too, to compare them."
-            )
+            remedy = "give the trainer's too, to compare them."
+            raise ValueError(f"`teacher_processor` is given but `data_processor` is None: {remedy}")
         self.loss = loss
         self.task_loss = _host_loss(task_loss)
         self.on_step = on_step
@@ -133,32 +130,29 @@ class TrainerLoss:
         y: Tensor | None = None,
         mask: Tensor | None = None,
         teacher: Tensor | None = None,
+        index: Tensor | None = None,
         **sample: Any,
     ) -> Tensor:
         """The loss of a batch, summed over its samples; its parts are in ``last_terms``."""
         if y is None:
             raise ValueError("`y` is None, expected labels of the forecast's shape in the sample.")
         # The host's data processors move x and y to the device, and nothing else.
-        if sample:
-            sample = {
-                name: value.to(out.device) if isinstance(value, Tensor) else value
-                for name, value in sample.items()
-            }
+        for name, value in sample.items():
+            sample[name] = value.to(out.device) if isinstance(value, Tensor) else value
         if mask is not None:
             mask = mask.to(out.device)
         if not torch.is_grad_enabled():
             return self.task_loss(out, x=x, y=y, mask=mask, **sample)
         if several := several_processes():
             self._sync.join()
-        outputs, inputs, latents = None, {}, None
+        outputs = None
         if teacher is not None:
             known = {n[len(_LATENT) :]: v for n, v in sample.items() if n.startswith(_LATENT)}
             outputs = [TeacherOutput(teacher.to(out.device), known)]
-        if sample:
-            inputs = {name: value for name, value in sample.items() if name in self._inputs}
-        if self.loss.latents:
-            latents = self._taps.read()
-        terms = self.loss(out, x, y, mask, latents=latents, outputs=outputs, **inputs)
+        inputs = {name: sample[name] for name in self._inputs & sample.keys()} if sample else {}
+        latents = self._taps.read() if self.loss.latents else None
+        known = {"outputs": outputs, "index": index}
+        terms = self.loss(out, x, y, mask, latents=latents, **known, **inputs)
         task = self.task_loss(out, x=x, y=y, mask=mask, **sample) / len(out)
         terms = terms.with_task(task)
         if several:
@@ -174,11 +168,7 @@ class TrainerLoss:
         return dict(self.loss.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` returned.
-
-        Raises:
-            ValueError: if it is of a loss with other parts.
-        """
+        """Take over what `state_dict` returned; a ValueError if of a loss with other parts."""
         if state.keys() != self.loss.state_dict().keys():
             raise ValueError(
                 f"`state` has {sorted(state)}, expected {sorted(self.loss.state_dict())}: make the "
@@ -198,42 +188,37 @@ def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[...,
             "the trainer's losses are sums over the batch."
         )
     parameters = inspect.signature(task_loss).parameters
+    any_name = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     # The host's own losses take any keyword, and warn of each.
-    any_name = not type(task_loss).__module__.startswith("neuralop.") and any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
+    any_name &= not type(task_loss).__module__.startswith("neuralop.")
 
     def loss(out: Tensor, *, y: Tensor, mask: Tensor | None, **sample: Any) -> Tensor:
         if y.shape != out.shape:
             check_shape("y", y.shape, out.shape, "the student's forecast")
-        if not any_name:
+        if sample and not any_name:
             sample = {name: value for name, value in sample.items() if name in parameters}
         if mask is None:
             return task_loss(out, y=y, **sample)
         mask = mask.expand_as(y)
         labelled = mask.flatten(1).any(1)
         n_labelled = int(labelled.sum())
-        rows = {
-            name: value[labelled]
-            if isinstance(value, Tensor) and value.shape[:1] == y.shape[:1]
-            else value
-            for name, value in sample.items()
-        }
-        share = len(out) / max(n_labelled, 1)
+        rows = dict(sample)
+        for name, value in sample.items():
+            if isinstance(value, Tensor) and value.shape[:1] == y.shape[:1]:
+                rows[name] = value[labelled]
         out, y, mask = out[labelled], y[labelled], mask[labelled]
         if n_labelled == 0:
             return out.sum()
+        share = len(labelled) / n_labelled
         if "mask" in parameters:
             return share * task_loss(out, y=y, mask=mask, **rows)
         if not bool(mask.all()):
             if type(task_loss) is not LpLoss:
-                # Zeroed fields have a jump at the mask's edge, which a derivative sees, and a mean
-                # would count them.
+                # A derivative sees the jump of zeroed fields at the edge, a mean their zeros.
+                given = getattr(task_loss, "__name__", type(task_loss).__name__)
                 raise ValueError(
-                    f"`mask` leaves out some labels of a sample, but `task_loss` "
-                    f"({getattr(task_loss, '__name__', type(task_loss).__name__)}) has no "
-                    "parameter `mask`: give a function that has one, LpLoss, or 'mse', 'mae' or "
-                    "'relative_l2'."
+                    f"`mask` leaves out some labels of a sample, but `task_loss` ({given}) has no "
+                    "parameter `mask`: give one that has, LpLoss, or 'mse', 'mae' or 'relative_l2'."
                 )
             out, y = torch.where(mask, out, 0), torch.where(mask, y, 0)
         return share * task_loss(out, y=y, **rows)
@@ -253,11 +238,10 @@ def _input_filter(student: nn.Module) -> Callable[..., tuple[tuple[Any, ...], di
     def inputs(
         _: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        kept = {
-            name: value
-            for name, value in sample.items()
-            if name in named or not (name in _FOR_THE_LOSS or name.startswith(_LATENT))
-        }
+        kept = dict(sample)
+        for name in sample:
+            if name not in named and (name in _FOR_THE_LOSS or name.startswith(_LATENT)):
+                del kept[name]
         return args, kept
 
     return inputs
@@ -267,7 +251,7 @@ def distillation_dataset(
     x: Float[Tensor, "samples ..."],
     y: Float[Tensor, "samples ..."],
     labelled: Bool[Tensor, " samples"] | None = None,
-    teacher: TeacherOutput | None = None,
+    teacher: TeacherOutput | StoredOutputs | None = None,
 ) -> StackDataset[Any]:
     """Samples ``{"x", "y", "mask", "teacher", ...}`` as `TrainerLoss` and the trainer read them.
 
@@ -275,13 +259,16 @@ def distillation_dataset(
         x: inputs.
         y: labels. Those of unlabelled samples are replaced by NaN, so that none can leak.
         labelled: which samples have labels; all by default.
-        teacher: the teacher's output for all samples, as `precompute` returns it.
+        teacher: the teacher's output for all samples, as `precompute` returns it. For a cache,
+            whose samples are numbered as these, they have an ``index``.
 
     Raises:
         ValueError: if the numbers of samples differ.
     """
     output: dict[str, Tensor] = {}
-    if teacher is not None:
+    if isinstance(teacher, StoredOutputs):
+        output = {"index": torch.arange(len(x))}
+    elif teacher is not None:
         latents = {f"{_LATENT}{tap}": value for tap, value in teacher.latents.items()}
         output = {"teacher": teacher.forecast, **latents}
     for name, value in {"y": y, "labelled": labelled, **output}.items():

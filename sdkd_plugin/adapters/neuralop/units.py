@@ -32,18 +32,14 @@ class Renormalized(nn.Module):
     def __init__(self, teacher: nn.Module, own: DataProcessor, given: DataProcessor) -> None:
         super().__init__()
         self.teacher = teacher
+        taps: dict[str, str] = getattr(teacher, "taps", {})
+        self.taps = {name: f"teacher.{path}" for name, path in taps.items()}
         # Copies: teachers and data processors are moved from device to device separately.
         self.own_in, self.own_out, self.given_in, self.given_out = (
             copy.deepcopy(normalizer)
             for processor in (own, given)
             for normalizer in (processor.in_normalizer, processor.out_normalizer)
         )
-
-    @property
-    def taps(self) -> dict[str, str]:
-        """Tap names and module paths, the teacher's own."""
-        taps: dict[str, str] = dict(getattr(self.teacher, "taps", {}))
-        return {name: f"teacher.{path}" for name, path in taps.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         """The teacher's forecast, in the units of the student's training."""
@@ -55,11 +51,7 @@ class Renormalized(nn.Module):
 
 
 def check_same_units(given: DataProcessor, own: DataProcessor) -> None:
-    """Refuse a teacher whose data processor ``own`` normalises otherwise than the student's.
-
-    Raises:
-        ValueError: naming the normaliser that differs.
-    """
+    """Refuse a teacher's data processor that normalises otherwise than the student's."""
     for side in ("in_normalizer", "out_normalizer"):
         ours, theirs = getattr(given, side), getattr(own, side)
         if not _same(ours, theirs):
@@ -76,11 +68,9 @@ def _same(ours: Transform | None, theirs: Transform | None) -> bool:
     if type(ours) is not type(theirs) or not hasattr(ours, "std"):
         return False
     # A transform is x -> (x - mean) / scale: the same where both numbers are, at any shape.
+    pairs = zip(_numbers(ours), _numbers(theirs), strict=True)
     try:
-        return all(
-            bool(torch.isclose(a, b, rtol=1e-5, atol=1e-12).all())
-            for a, b in zip(_numbers(ours), _numbers(theirs), strict=True)
-        )
+        return all(bool(torch.isclose(a, b, rtol=1e-5, atol=1e-12).all()) for a, b in pairs)
     except RuntimeError:  # shapes that do not broadcast
         return False
 

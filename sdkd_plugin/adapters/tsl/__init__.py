@@ -5,7 +5,6 @@ Importing this makes tsl importable where its compiled extensions are absent, an
 
 from sdkd_plugin.adapters.tsl._host import STANDINS  # before all that imports the host
 from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor, load_weights
-from sdkd_plugin.adapters.tsl.config import loss_from_config
 from sdkd_plugin.adapters.tsl.datasets import (
     DATASETS,
     TrafficDataset,
@@ -28,12 +27,13 @@ from sdkd_plugin.adapters.tsl.registry import (
     get_model_class,
     get_optimizer_class,
     get_scheduler_class,
+    loss_from_config,
     make_model,
     refuse_targets,
 )
 from sdkd_plugin.adapters.tsl.resuming import SeededDataModule, SeededEpochs
 from sdkd_plugin.adapters.tsl.sensors import OnSensors, match_sensors
-from sdkd_plugin.adapters.tsl.windows import number_windows
+from sdkd_plugin.adapters.tsl.windows import number_windows, window_inputs
 
 __all__ = [
     "DATASETS",
@@ -66,4 +66,5 @@ __all__ = [
     "refuse_targets",
     "save_forecaster",
     "spatiotemporal_dataset",
+    "window_inputs",
 ]

@@ -15,29 +15,14 @@ from sdkd_plugin.adapters.tsl import _torch_scatter, _torch_sparse
 
 
 def install_standins() -> tuple[str, ...]:
-    """Supply ``torch_scatter`` and ``torch_sparse``, each only where it cannot be imported.
-
-    A package that was built for another PyTorch and fails to load counts as absent.
-
-    Returns:
-        The names of the packages that are stand-ins.
-
-    Example:
-        >>> import torch
-        >>> supplied = install_standins()
-        >>> from torch_scatter import scatter
-        >>> scatter(torch.ones(3), torch.tensor([0, 2, 0])).tolist()
-        [2.0, 0.0, 1.0]
-    """
-    supplied = []
-    for name, standin in {"torch_scatter": _torch_scatter, "torch_sparse": _torch_sparse}.items():
+    """Supply ``torch_scatter`` and ``torch_sparse`` where they cannot be imported; their names."""
+    standins = {"torch_scatter": _torch_scatter, "torch_sparse": _torch_sparse}
+    for name, standin in standins.items():
         try:
-            found = importlib.import_module(name)
+            importlib.import_module(name)
         except (ImportError, OSError):  # OSError: a library built for another PyTorch
-            found = sys.modules[name] = sys.modules[f"{name}.utils"] = standin
-        if found is standin:
-            supplied.append(name)
-    return tuple(supplied)
+            sys.modules[name] = sys.modules[f"{name}.utils"] = standin
+    return tuple(name for name, standin in standins.items() if sys.modules[name] is standin)
 
 
 STANDINS = install_standins()

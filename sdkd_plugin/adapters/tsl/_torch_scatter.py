@@ -1,7 +1,6 @@
 """What tsl takes from ``torch_scatter``, on PyTorch's own operations; see there for the arguments.
 
-TorchScript compiles these functions for tsl. It knows no generics, no keyword-only arguments, and
-none of the wrappers that type checkers lay around functions (hence ``no_type_check``).
+TorchScript compiles it for tsl, and knows no wrappers of type checkers (hence ``no_type_check``).
 """
 
 from typing import NoReturn, no_type_check
@@ -34,24 +33,17 @@ def scatter(
     """Reduce the entries of ``src`` with the same index; 0 where there is none.
 
     The maximum of a group of -inf only (masked entries of a softmax) is 0, as in torch_scatter.
-
-    Raises:
-        ValueError: if ``out`` is given or ``reduce`` is not "sum" ("add"), "mean", "min" or "max".
     """
     if out is not None or reduce not in ["sum", "add", "mean", "min", "max"]:
         raise ValueError(
             "`reduce` is '" + reduce + "', expected sum, add, mean, min or max, and `out` None; "
             "for more install torch_scatter."
         )
-    if dim < 0:
-        dim = dim + src.dim()
     index = broadcast(index, src, dim)
     shape = list(src.size())
-    shape[dim] = 0
-    if dim_size is not None:
-        shape[dim] = dim_size
-    elif index.numel() > 0:
-        shape[dim] = int(index.max()) + 1
+    shape[dim] = (
+        (int(index.max()) + 1 if index.numel() > 0 else 0) if dim_size is None else dim_size
+    )
     zeros = src.new_zeros(shape)
     if reduce == "sum" or reduce == "add":
         return zeros.scatter_add(dim, index, src)

@@ -9,10 +9,8 @@ __version__ = "0.6.18+sdkd"
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
-    raise ImportError(
-        "a graph in a SparseTensor needs the package torch_sparse: install it, or give the graph "
-        "as (edge_index, edge_weight)."
-    )
+    remedy = "install it, or give the graph as (edge_index, edge_weight)."
+    raise ImportError(f"a graph in a SparseTensor needs the package torch_sparse: {remedy}")
 
 
 class SparseTensor:

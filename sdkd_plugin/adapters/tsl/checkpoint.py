@@ -15,8 +15,6 @@ import torch
 from torch import nn
 from tsl.engines import Predictor
 
-from sdkd_plugin.teachers import accepted_inputs
-
 _SIZES = ("input_size", "output_size", "exog_size", "n_nodes", "window", "horizon")
 _RECORD = "sdkd_model"
 _PREFIX = "model."
@@ -25,19 +23,16 @@ _PREFIX = "model."
 class PlainPredictor(Predictor):
     """tsl's ``Predictor`` with checkpoints that are safe to load: for teachers and baselines.
 
-    tsl records the classes of model and optimizer, and the metrics themselves: such a file can
-    only be read by running what it names. Here only plain values are recorded, so that
-    ``torch.load(file, weights_only=True)`` and ``trainer.fit(ckpt_path=...)`` read it. The file
-    also has the model's class, its sizes, and the inputs it was trained with: where one of these
-    inputs is missing in validation, test or prediction, that is an error.
+    tsl records classes and metrics: such a file can only be read by running what it names. Here
+    only plain values are recorded, so that ``torch.load(file, weights_only=True)`` and
+    ``trainer.fit(ckpt_path=...)`` read it. The file also has the model's class, its sizes, and the
+    inputs it was trained with: one that is missing later is an error.
 
     Example:
         >>> import tempfile
-        >>> from sdkd_plugin.adapters.tsl import SDKDStudent
-        >>> student = SDKDStudent(input_size=1, window=12, horizon=6, n_nodes=3)
         >>> path = Path(tempfile.mkdtemp()) / "student.pt"
-        >>> torch.save(student.state_dict(), path)
-        >>> PlainPredictor(model=student).load_model(path)
+        >>> torch.save(nn.Linear(2, 1).state_dict(), path)
+        >>> PlainPredictor(model=nn.Linear(2, 1)).load_model(path)
     """
 
     scheduler_kwargs: Any
@@ -45,7 +40,9 @@ class PlainPredictor(Predictor):
 
     def predict_batch(self, batch: Any, *args: Any, **options: Any) -> Any:
         """As tsl's; a ValueError if the batch lacks an input that the model was trained with."""
-        given = accepted_inputs(self.model, dict(batch.input.items()))
+        forward = self._model_fwd_signature  # tsl's own record of the model's forward
+        any_name, names = forward["has_kwargs"], forward["signature"]
+        given = [name for name in batch.input.keys() if any_name or name in names]  # noqa: SIM118
         if self.training:
             self.inputs_trained_with = tuple(sorted(given))
         elif missing := [name for name in self.inputs_trained_with if name not in given]:
@@ -76,12 +73,10 @@ class PlainPredictor(Predictor):
 
     def configure_optimizers(self) -> Any:
         """As tsl's, which takes ``monitor`` out of the arguments that it was given."""
-        kept = self.scheduler_kwargs
-        self.scheduler_kwargs = dict(kept)
-        try:
-            return super().configure_optimizers()
-        finally:
-            self.scheduler_kwargs = kept
+        kept, self.scheduler_kwargs = self.scheduler_kwargs, dict(self.scheduler_kwargs)
+        configured = super().configure_optimizers()
+        self.scheduler_kwargs = kept
+        return configured
 
 
 def load_weights(
@@ -103,48 +98,39 @@ def load_weights(
         ValueError: if the file is damaged, holds more than weights and plain values, or does not
             fit the model, which is then as before.
     """
-    path = Path(filename)
+    path, named = Path(filename), f"`filename` is {Path(filename).name}"
     if not path.is_file():
         raise FileNotFoundError(f"`filename` is {path}, where there is no file.")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"`filename` is {path.name}, which cannot be read as weights and plain values. A "
-            "checkpoint of tsl's own Predictor runs code when it is loaded: if you trust the file, "
-            "save torch.load(filename, weights_only=False)['state_dict'] to another and load that."
+            f"{named}, which cannot be read as weights and plain values. A checkpoint of tsl's own "
+            "Predictor runs code when it is loaded: if you trust the file, save "
+            "torch.load(filename, weights_only=False)['state_dict'] to another and load that."
         ) from error
     if not isinstance(stored, Mapping):
-        raise ValueError(
-            f"`filename` is {path.name}, which holds a {type(stored).__name__}, expected a "
-            "checkpoint or a state dict."
-        )
+        kind = type(stored).__name__
+        raise ValueError(f"{named}, which holds a {kind}, expected a checkpoint or a state dict.")
     weights = stored.get("state_dict", stored)
     if own := {name: each for name, each in weights.items() if name.startswith(_PREFIX)}:
         weights = {name.removeprefix(_PREFIX): each for name, each in own.items()}
     name, record = type(model).__name__, stored.get(_RECORD, {})
     if record.get("class", name) != name:
-        raise ValueError(
-            f"`filename` is {path.name}, which holds a {record['class']}, expected a {name}."
-        )
+        raise ValueError(f"{named}, which holds a {record['class']}, expected a {name}.")
+    remedy = "build the model as it was when it was saved, or train one for these data."
     saved, mine = record.get("arguments", {}), _arguments(model, arguments)
     if differ := [key for key in saved if key in mine and saved[key] != mine[key]]:
-        got, expected = (
-            ", ".join(f"{key}={each[key]}" for key in differ) for each in (saved, mine)
-        )
-        raise ValueError(
-            f"`filename` is {path.name}, whose {name} has {got}, expected {expected}: build the "
-            "model as it was when it was saved, or train one for these sizes."
-        )
+        got, wanted = (", ".join(f"{key}={each[key]}" for key in differ) for each in (saved, mine))
+        raise ValueError(f"{named}, whose {name} has {got}, expected {wanted}: {remedy}")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         model.load_state_dict(before)  # torch has loaded the weights that do fit
         raise ValueError(
-            f"`filename` is {path.name}, whose weights are not those of this {name} "
-            f"({shorten(str(error), 300)}): "
-            "build the model as it was when it was saved, or train one for this data."
+            f"{named}, whose weights are not those of this {name} ({shorten(str(error), 300)}): "
+            + remedy
         ) from error
     return stored
 
@@ -152,20 +138,15 @@ def load_weights(
 def _arguments(model: nn.Module, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """The plain arguments that a model was built with, and the sizes it has as attributes."""
     known = plain(arguments or {})
-    network = getattr(model, "network", None)  # of our own tsl models
-    for module in (model, network, getattr(network, "sizes", None)):
-        sizes = {name: getattr(module, name, None) for name in _SIZES}
+    ours = getattr(getattr(model, "network", None), "sizes", None)
+    for part in (model, ours):
+        sizes = {name: getattr(part, name, None) for name in _SIZES}
         known |= {name: size for name, size in sizes.items() if isinstance(size, int)}
     return known
 
 
 def plain(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """A copy of a mapping's numbers, strings, lists and mappings; all else is left out.
-
-    Example:
-        >>> plain({"lr": 0.1, "betas": (0.9, 0.99), "optim_class": torch.optim.Adam})
-        {'lr': 0.1, 'betas': [0.9, 0.99]}
-    """
+    """A copy of a mapping's numbers, strings, lists and mappings; all else is left out."""
     copies: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

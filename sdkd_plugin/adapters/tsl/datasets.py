@@ -27,7 +27,7 @@ DATASETS = (*_TSL, "csv", "simulator")
 
 
 class TrafficDataset(DatetimeDataset):
-    """Traffic as a data set of tsl's: ``get_connectivity``, ``get_splitter``, covariates of time.
+    """Traffic as a data set of tsl's, with its connectivity, splitters and covariates of time.
 
     Gaps are filled in the readings (see `TrafficData.filled`) and masked out of the targets.
 
@@ -51,8 +51,7 @@ class TrafficDataset(DatetimeDataset):
 
     def compute_similarity(self, method: str, **_: Any) -> np.ndarray:
         """The weights, ``(target, source)`` as in tsl; parallel edges add up."""
-        nodes = len(self.traffic.node_ids)
-        adjacency = np.zeros((nodes, nodes), dtype=np.float32)
+        adjacency = np.zeros((self.n_nodes, self.n_nodes), dtype=np.float32)
         source, target = self.traffic.edge_index.numpy()
         np.add.at(adjacency, (target, source), self.traffic.edge_weight.numpy())
         return adjacency
@@ -138,9 +137,9 @@ def load_traffic(
     Args:
         source: a folder with T-GCN's csv pair (the Los-loop week or another) or with tsl's METR-LA
             files; or ``metr_la``, which tsl downloads where there is a network.
-        start: the first time of a csv pair, such as ``2012-03-01``. The files hold neither it nor
-            ``missing`` and ``freq``; for the Los-loop week all three are known.
-        missing: what a csv pair has where nothing was measured, as `read_csv_pair`.
+        start: the first time of a csv pair, such as ``2012-03-01``; known for the Los-loop week,
+            as are the next two.
+        missing: what a csv pair has where nothing was measured: see `read_csv_pair`.
         freq: the step between rows of a csv pair, as pandas writes it, such as ``5min``.
 
     Raises:
@@ -157,40 +156,37 @@ def load_traffic(
     given = {"start": start, "missing": missing, "freq": freq}
     if lacking := [name for name, value in given.items() if value is None]:
         raise ValueError(
-            f"{files.speed} does not say when its readings were taken, how far apart, or what "
-            f"marks a missing one: give {lacking} (in a configuration as dataset.options), such as "
+            f"{files.speed} has no times of its readings, nor what marks a missing one: "
+            f"give {lacking} (in a configuration as dataset.options), such as "
             "start=2012-03-01, freq=5min and missing=zeros, nan or none."
         )
     adjacency = cast(Path, files.adjacency)
-    return read_csv_pair(files.speed, adjacency, locations=files.locations, **cast(Any, given))
+    return read_csv_pair(files.speed, adjacency, **cast(Any, given))
 
 
 def _metr_la(root: Path | None) -> TrafficData:
     data = _of_tsl("la", root)
-    edge_index, edge_weight = data.get_connectivity(
-        threshold=0.1, include_self=False, layout="edge_index"
-    )
+    edges, weights = data.get_connectivity(threshold=0.1, include_self=False, layout="edge_index")
     frame = data.dataframe()
     speed = torch.tensor(frame.to_numpy(), dtype=torch.float32)
     return TrafficData(
         speed=speed,
         # tsl's mask is True at rows that the file lacks, which are NaN.
         mask=torch.from_numpy(np.asarray(data.mask)[..., 0].astype(bool)) & ~speed.isnan(),
-        edge_index=torch.as_tensor(edge_index, dtype=torch.int64),
-        edge_weight=torch.as_tensor(edge_weight, dtype=torch.float32),
-        node_ids=tuple(str(node) for node in data.nodes),
+        edge_index=torch.as_tensor(edges, dtype=torch.int64),
+        edge_weight=torch.as_tensor(weights, dtype=torch.float32),
+        node_ids=tuple(map(str, data.nodes)),
         index=pd.DatetimeIndex(frame.index),
         source="METR-LA, as tsl reads it",
     )
 
 
 def _of_tsl(name: str, root: str | Path | None) -> DatetimeDataset:
-    kind = _TSL[name]
-    folder = Path(root or Path(tsl.config.data_dir, kind.__name__)).expanduser()
+    folder = Path(root or Path(tsl.config.data_dir, _TSL[name].__name__)).expanduser()
     try:
         for file in folder.glob("*.h5"):
             refuse_pickles(file)
-        return kind(root=str(folder))
+        return _TSL[name](root=str(folder))
     except Exception as error:
         # Whatever the network, or the readers of HDF5, csv, npz and zip files, raise.
         reason = f"{type(error).__name__} {error}".strip()

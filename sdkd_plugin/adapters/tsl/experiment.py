@@ -1,7 +1,6 @@
-"""tsl's ``Experiment``, importable whatever loggers Lightning has.
+"""tsl's ``Experiment``, importable without the ``NeptuneLogger`` that Lightning 2.6.5 dropped.
 
-``tsl.experiment`` imports ``NeptuneLogger`` from ``pytorch_lightning.loggers``, which has none from
-2.6.5 on. Import this module first. It needs Hydra, which the rest of the adapter does not.
+Import this module first. It needs Hydra, which the rest of the adapter does not.
 """
 
 import warnings
@@ -12,10 +11,8 @@ from pytorch_lightning import loggers
 
 class _RemovedLogger:
     def __init__(self, *_: Any, **__: Any) -> None:
-        raise ValueError(
-            "`NeptuneLogger` is not part of this pytorch-lightning; use another logger, or "
-            "pytorch-lightning below 2.6.5."
-        )
+        expected = "use another logger, or pytorch-lightning below 2.6.5."
+        raise ValueError(f"`NeptuneLogger` is not part of this pytorch-lightning; {expected}")
 
 
 _IS_MISSING = not hasattr(loggers, "NeptuneLogger")

@@ -1,9 +1,7 @@
-"""Spectra of parts of the nodes: of each graph of a disjoint batch, or of the shared sensors.
-
-One fixed graph needs `GraphTransform` alone. The matching of sensors is in `sensors`.
-"""
+"""Spectra of parts of the nodes: of each graph of a disjoint batch, or of the shared sensors."""
 
 import itertools
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -24,25 +22,17 @@ class AbstractParts(AbstractTransform):
     """
 
     n_nodes: int
+    domain_axes = (-2,)
+    channel_axis = -1
 
+    @abstractmethod
     def parts(self) -> list[tuple[GraphTransform, Tensor]]:
         """Transforms, and the nodes ``(graphs, nodes)`` of the equal graphs that each is for."""
-        raise NotImplementedError
 
     @property
     def domain_shape(self) -> tuple[int, ...]:
         """The number of nodes, those in no part included."""
         return (self.n_nodes,)
-
-    @property
-    def domain_axes(self) -> tuple[int, ...]:
-        """The axis before the features."""
-        return (-2,)
-
-    @property
-    def channel_axis(self) -> int:
-        """The last axis."""
-        return -1
 
     def sample_band_energy(
         self, x: Float[Tensor, "batch ..."], bands: Bands
@@ -54,9 +44,7 @@ class AbstractParts(AbstractTransform):
         return torch.stack(energy).sum(0) * (self.n_nodes / sum(n.numel() for _, n in parts))
 
     def filter(
-        self,
-        x: Float[Tensor, "..."],
-        response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
+        self, x: Float[Tensor, "..."], response: Callable[[Tensor], Tensor] | Float[Tensor, "..."]
     ) -> Float[Tensor, "..."]:
         """See `AbstractTransform`; nodes in no part become 0."""
         parts = self.parts()
@@ -75,11 +63,9 @@ class DisjointGraphs(AbstractParts):
     """The transform of whichever graphs a batch holds, each with a spectrum of its own.
 
     A tsl ``DisjointBatch`` lays the nodes of several graphs side by side. Each graph has its own
-    frequencies, up to 1, the highest that it carries. All nodes have the same weight, and equal
-    band weights are the MSE. A graph's eigenvectors are computed the first time it is seen.
-
-    `DistillationPredictor` calls `set_graphs` for every batch, of static graphs too. Latents cannot
-    be distilled over it.
+    frequencies, up to 1, the highest that it carries; its eigenvectors are computed once. All
+    nodes have the same weight, and equal band weights are the MSE. `DistillationPredictor` calls
+    `set_graphs` for every batch. Latents cannot be distilled over it.
 
     Args:
         keep: how many graphs' eigenvectors are kept; those of the graphs seen last.
@@ -114,12 +100,11 @@ class DisjointGraphs(AbstractParts):
 
         Args:
             edge_index: of all graphs, no edge between two of them.
-            edge_weight: of all edges; ``None`` weighs every edge 1.
+            edge_weight: of all edges; ``None`` is 1 for every edge.
             ptr: the first node of each graph and then the number of nodes, as in ``batch.ptr``.
 
         Raises:
-            ValueError: if an edge leads from one graph to another, or as
-                `GraphTransform.from_edges`.
+            ValueError: if an edge joins two graphs, or `GraphTransform.from_edges` refuses one.
         """
         edges, device, starts = edge_index.cpu(), edge_index.device, ptr.tolist()
         weight = None if edge_weight is None else edge_weight.detach().cpu()
@@ -156,16 +141,12 @@ class DisjointGraphs(AbstractParts):
             "forecasts alone, or batches of one static graph with a GraphTransform."
         )
 
-    def extra_repr(self) -> str:
-        """The options, for ``print``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-
 
 class SharedSensors(AbstractParts):
     """The transform of some of the nodes, on fields that have more; the others have no energy.
 
     For a student with sensors that its teacher does not know. Losses are means over the shared
-    sensors, because energies are scaled by nodes over shared nodes.
+    sensors.
 
     Args:
         transform: of the graph of the shared sensors, in the order of ``places``.
@@ -173,8 +154,7 @@ class SharedSensors(AbstractParts):
         n_nodes: of the student.
 
     Raises:
-        ValueError: if the transform has another number of nodes than ``places``, or a place is out
-            of range.
+        ValueError: if the transform has another number of nodes, or a place is out of range.
 
     Example:
         >>> pair = GraphTransform.from_edges(torch.tensor([[0, 1], [1, 0]]), None, 2)
@@ -192,9 +172,8 @@ class SharedSensors(AbstractParts):
         super().__init__()
         check_shape("transform", transform.domain_shape, tuple(places.shape), "one node a place")
         if int(places.min()) < 0 or int(places.max()) >= n_nodes:
-            raise ValueError(
-                f"`places` is {places.tolist()}, expected nodes from 0 to {n_nodes - 1}."
-            )
+            expected = f"expected nodes from 0 to {n_nodes - 1}"
+            raise ValueError(f"`places` is {places.tolist()}, {expected}.")
         self.transform = transform
         self.n_nodes = n_nodes
         self.register_buffer("places", places, persistent=False)

@@ -1,7 +1,6 @@
 """A trained forecaster in a folder: its weights, and a card of how it is built and for which data.
 
-A forecaster reads and writes scaled values of certain sensors: on other data its numbers would be
-wrong without an error. So these are refused.
+On data of other sensors or scales its numbers would be wrong without an error: they are refused.
 """
 
 import hashlib
@@ -33,11 +32,9 @@ class DataCard:
     """The data that a forecaster fits.
 
     Args:
-        window: steps to read.
-        horizon: steps to forecast.
+        window, horizon: steps to read and to forecast.
         node_ids: of the sensors, in order.
-        scaler_bias: what the scaler subtracts, flattened.
-        scaler_scale: what the scaler divides by, flattened.
+        scaler_bias, scaler_scale: what the scaler subtracts and divides by, flattened.
         step_minutes: between readings, None where the data have no times.
         covariates: features of ``u``, 0 for none.
         graph: checksum of the edges and their weights, "" for no graph.
@@ -56,40 +53,35 @@ class DataCard:
     def of(cls, dataset: SpatioTemporalDataset, node_ids: Iterable[object]) -> "DataCard":
         """The card of a data set of windows, its scaler fitted by the data module's ``setup``."""
         scaler = dataset.scalers.get("target")
-        parameters = {} if scaler is None else scaler.params()
-        bias, scale = (
-            tuple(np.asarray(parameters.get(name, ()), dtype=float).ravel().tolist())
-            for name in ("bias", "scale")
-        )
+        given = {} if scaler is None else scaler.params()
+        bias, scale = (np.asarray(given.get(name, ()), float) for name in ("bias", "scale"))
         index = dataset.index
         return cls(
             window=int(dataset.window),
             horizon=int(dataset.horizon),
             node_ids=tuple(map(str, node_ids)),
-            scaler_bias=bias,
-            scaler_scale=scale,
+            scaler_bias=tuple(bias.ravel().tolist()),
+            scaler_scale=tuple(scale.ravel().tolist()),
             step_minutes=None if index is None else (index[1] - index[0]).total_seconds() / 60,
             covariates=dataset.input_map.u.shape[-1] if "u" in dataset.input_map else 0,
             graph=_graph_checksum(dataset),
         )
 
     def check_fits(self, data: "DataCard", folder: str | os.PathLike[str]) -> None:
-        """Refuse other data than those of this card, which is of the forecaster in a folder.
-
-        Raises:
-            ValueError: naming the first difference, both values, and what to do.
-        """
+        """Refuse, by a ValueError, other data than those of this card of a forecaster's folder."""
         theirs = data._flat()
         for name, mine in self._flat().items():
-            if not _same(mine, theirs.get(name)):
+            other: Any = theirs.get(name)
+            numbers = isinstance(mine, float) and isinstance(other, float)  # scalers, fitted anew
+            close = numbers and math.isclose(mine, other, rel_tol=1e-4, abs_tol=1e-6)
+            if mine != other and not close:
                 raise ValueError(
-                    f"the forecaster in {folder} has {name} {mine!r}, the data "
-                    f"{theirs.get(name)!r}: train another teacher for these data, or give the "
-                    "folder of one that fits."
+                    f"the forecaster in {folder} has {name} {mine!r}, the data {other!r}: train "
+                    "another teacher for these data, or give the folder of one that fits."
                 )
 
-    def _flat(self) -> dict[str, object]:
-        flat: dict[str, object] = {}
+    def _flat(self) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, tuple):
                 flat[f"len({name})"] = len(value)
@@ -99,20 +91,13 @@ class DataCard:
         return flat
 
 
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, float) and isinstance(other, float):  # scalers, fitted anew
-        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6)
-    return one == other
-
-
 @dataclass(frozen=True)
 class ModelCard:
     """How to build a forecaster, and the data that it fits.
 
     Args:
         model: name, as in `get_model_class`.
-        sizes: from the data.
-        hparams: from the configuration.
+        sizes, hparams: from the data, and from the configuration.
         data: which data it fits.
         notes: on the training, for the reader.
     """
@@ -165,9 +150,8 @@ def load_forecaster(
     """
     folder = Path(folder)
     if not has_forecaster(folder):
-        raise FileNotFoundError(
-            f"{folder} holds no forecaster ({CARD}), expected what `save_forecaster` wrote."
-        )
+        expected = "expected what `save_forecaster` wrote."
+        raise FileNotFoundError(f"{folder} holds no forecaster ({CARD}), {expected}")
     try:
         values = yaml.safe_load((folder / CARD).read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:

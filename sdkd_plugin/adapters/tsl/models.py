@@ -12,11 +12,7 @@ from sdkd_plugin.models import GraphAlterNet, GraphMixer
 
 
 def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> type[BaseModel]:
-    """Make a tsl model of a graph network, which takes the network's arguments by keyword.
-
-    Args:
-        name: of the class.
-        network: makes the network from keyword arguments.
+    """Make a tsl model class of a graph network, which takes the network's arguments by keyword.
 
     Example:
         >>> model = SDKDStudent(horizon=6, window=12, n_nodes=3)
@@ -33,11 +29,7 @@ def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> typ
         def __init__(self, **arguments: Any) -> None:
             super().__init__()
             self.network = network(**arguments)
-
-        @property
-        def taps(self) -> dict[str, str]:
-            """Tap names and module paths, the network's own."""
-            return {tap: f"network.{path}" for tap, path in self.network.taps.items()}
+            self.taps = {tap: f"network.{path}" for tap, path in self.network.taps.items()}
 
         def forward(
             self,
@@ -63,8 +55,8 @@ def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> typ
                 if edge_index is not None and owner is not None:
                     edges = edge_index[:, owner[0] == i] - i * n
                     weights = None if edge_weight is None else edge_weight[owner[0] == i]
-                each_u = u[:, :, nodes] if u is not None and u.ndim == 4 else u
-                forecasts.append(self.network(x[:, :, nodes], edges, weights, each_u))
+                own_u = u[:, :, nodes] if u is not None and u.ndim == 4 else u
+                forecasts.append(self.network(x[:, :, nodes], edges, weights, own_u))
             return torch.cat(forecasts, dim=2)
 
     # tsl reads which arguments a model takes from its constructor, and overlooks keyword-only ones.
@@ -72,7 +64,7 @@ def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> typ
     taken = [each.replace(kind=usual) for each in inspect.signature(network).parameters.values()]
     signature = inspect.Signature([inspect.Parameter("self", usual), *taken])
     Model.__init__.__signature__ = signature  # type: ignore[attr-defined]
-    Model.__name__ = Model.__qualname__ = name  # under its public name a model can be pickled
+    Model.__name__ = Model.__qualname__ = name  # so that a model can be pickled
     Model.__doc__ = f"`{network.__name__}` as a tsl model: see there for the arguments."
     return Model
 

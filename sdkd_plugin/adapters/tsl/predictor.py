@@ -27,28 +27,27 @@ from sdkd_plugin.teachers import check_no_shared_weights
 class DistillationPredictor(PlainPredictor):
     """A tsl ``Predictor`` whose training step adds a `DistillationLoss`.
 
-    The task loss is tsl's own: ``loss_fn`` on masked targets, scaled if ``scale_target``. Student
-    and teachers are compared in the scaled units, at all nodes and steps, observed or not.
-    Validation, test and prediction are tsl's.
+    The task loss is tsl's own: ``loss_fn`` on masked targets, scaled if ``scale_target``; 0 for a
+    batch without observed targets. Where ``batch.mask`` is False a target may be NaN. Student and
+    teachers are compared in the scaled units, at all nodes and steps, observed or not. Validation,
+    test and prediction are tsl's.
 
-    Where ``batch.mask`` is False the target may have any value, NaN included. A batch without any
-    observed target has a task term of 0. Checkpoints hold the student, the projectors and the
-    averages of a weighting, as plain values (see `PlainPredictor`); no teacher. With several
-    processes each weights the bands by its own batch, and the averages of a weighting are averaged
-    after each step.
+    Checkpoints hold the student, the projectors and the averages of a weighting, as plain values
+    (see `PlainPredictor`); no teacher. With several processes each weights the bands by its own
+    batch, and the averages of a weighting are averaged after each step. With
+    stored outputs, a window's number is its first step: `number_windows`.
 
     Args:
-        loss: the distillation, over the nodes: a `GraphTransform`; `DisjointGraphs` for tsl's
-            disjoint batches (made with ``force_batch=True``), `SharedSensors` if the teacher does
-            not know all of the student's sensors. With ``kd_weight=0`` training is exactly
-            ``Predictor``'s.
+        loss: its transform is a `GraphTransform`; `DisjointGraphs` for tsl's disjoint batches
+            (made with ``force_batch=True``); `SharedSensors` if the teacher does not know all of
+            the student's sensors. With ``kd_weight=0`` training is exactly ``Predictor``'s.
         model: the student, or None with ``model_class``.
         **predictor: the other arguments of tsl's ``Predictor``.
 
     Raises:
-        ValueError: if ``loss`` is not a `DistillationLoss`, there is no student, it shares weights
-            with a teacher, or the transform does not fit the teachers; in a step, if the mask is
-            of another shape than the target or the batch does not fit the transform.
+        ValueError: if ``loss`` is no `DistillationLoss`, there is no student, it shares weights
+            with a teacher, or the transform does not fit the teachers; in a step, if the mask does
+            not fit the target or the batch the transform.
     """
 
     def __init__(
@@ -57,9 +56,7 @@ class DistillationPredictor(PlainPredictor):
         check_type("loss", loss, DistillationLoss, "DistillationLoss(teacher, transform)")
         super().__init__(model=model, **predictor)
         if self.model is None:
-            raise ValueError(
-                "`model` and `model_class` are None, expected one of them: the student."
-            )
+            raise ValueError("`model` and `model_class` are None, expected one: the student.")
         check_no_shared_weights(loss.teachers, self.model)
         _check_sensors(loss)
         self.distillation = loss
@@ -72,8 +69,7 @@ class DistillationPredictor(PlainPredictor):
             data: set up, of a data set that `number_windows` has numbered.
 
         Raises:
-            ValueError: if windows have no numbers; and, in training, if a window is missing or its
-                readings have changed.
+            ValueError: if it was not; in training, if a window is missing or its readings changed.
         """
         loader = StaticGraphLoader(data.trainset, batch_size=data.batch_size)
         self.window_outputs = WindowOutputs(self.distillation, loader)
@@ -82,15 +78,13 @@ class DistillationPredictor(PlainPredictor):
         self, *args: Any, ignore: Sequence[str] = (), frame: FrameType | None = None, **options: Any
     ) -> None:
         """Lightning's, without the loss, which a checkpoint must not hold."""
-        caller = cast(FrameType, inspect.currentframe()).f_back
-        super().save_hyperparameters(
-            *args, ignore=[*ignore, "loss"], frame=frame or caller, **options
-        )
+        frame = frame or cast(FrameType, inspect.currentframe()).f_back
+        super().save_hyperparameters(*args, ignore=[*ignore, "loss"], frame=frame, **options)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Task loss as tsl computes it, plus the distillation terms."""
         inputs, targets, mask, transform = self._unpack_batch(batch)
-        y, loss, latents, outputs = targets["y"], self.distillation, None, None
+        y, loss, latents, outputs, index = targets["y"], self.distillation, None, None, None
         if mask is not None:
             check_shape("batch.mask", mask.shape, y.shape, "one value for each of the target")
             mask = mask.bool()  # tsl takes bytes too
@@ -100,6 +94,8 @@ class DistillationPredictor(PlainPredictor):
             _set_graphs(loss.transform, batch)
             if self.window_outputs is not None:
                 outputs = self.window_outputs(first_steps(batch), inputs.x)
+            elif loss.stored is not None:
+                index = first_steps(batch)
         if loss.latents:
             with TapReader(self.model, loss.student_taps) as taps:
                 scaled = self.predict_batch(batch, preprocess=False, postprocess=False)
@@ -109,12 +105,10 @@ class DistillationPredictor(PlainPredictor):
         scaler = transform.get("y")
         forecast = scaled if scaler is None else scaler.inverse_transform(scaled)
         scaled_y = y if scaler is None else scaler.transform(y)
-        if self.scale_target:
-            task = self.loss_fn(scaled, scaled_y, mask)
-        else:
-            task = self.loss_fn(forecast, y, mask)
-        terms = loss(scaled, y=scaled_y, mask=mask, latents=latents, outputs=outputs, **inputs)
-        terms = terms.with_task(task)
+        pair = (scaled, scaled_y) if self.scale_target else (forecast, y)
+        known = {"outputs": outputs, "index": index}
+        terms = loss(scaled, y=scaled_y, mask=mask, latents=latents, **known, **inputs)
+        terms = terms.with_task(self.loss_fn(*pair, mask))
         average_measurements(loss)
         self.train_metrics.update(forecast.detach(), y, mask)
         self.log_metrics(self.train_metrics, batch_size=batch.batch_size)
@@ -133,14 +127,10 @@ def _set_graphs(transform: AbstractTransform, batch: Any) -> None:
             "features): make the loader with force_batch=True."
         )
     if isinstance(transform, DisjointGraphs):
-        edge_index, edge_weight = batch.edge_index, batch.edge_weight
-        n_nodes = batch.input.x.shape[-2]
-        if not isinstance(edge_index, Tensor):
-            edge_index, edge_weight = convert_torch_connectivity(
-                edge_index, "edge_index", num_nodes=n_nodes
-            )
-        ptr = batch.ptr if disjoint else torch.tensor([0, n_nodes])
-        transform.set_graphs(edge_index, edge_weight, ptr)
+        edges, n_nodes = (batch.edge_index, batch.edge_weight), batch.input.x.shape[-2]
+        if not isinstance(edges[0], Tensor):
+            edges = convert_torch_connectivity(edges[0], "edge_index", num_nodes=n_nodes)
+        transform.set_graphs(*edges, batch.ptr if disjoint else torch.tensor([0, n_nodes]))
     elif disjoint:
         raise ValueError(
             f"the batch holds {batch.num_graphs} disjoint graphs and `transform` is a "
@@ -159,16 +149,22 @@ def _check_sensors(loss: DistillationLoss) -> None:
             f"sample, but `transform` is a {type(transform).__name__}, expected a GraphTransform "
             "of one graph whose sensors the teacher knows; leave one of them out."
         )
-    for teacher in loss.teachers:
-        if not isinstance(teacher, OnSensors) or len(teacher.at_student) == teacher.n_student:
-            continue
-        if isinstance(transform, SharedSensors):
-            # As numbers: they may lie on two devices.
-            known = set(teacher.at_student.tolist())
-            if known.issuperset(transform.places.tolist()):
-                continue
+    partial = loss.stored is not None and "OnSensors" in loss.stored.names
+    if partial and not isinstance(transform, SharedSensors):
         raise ValueError(
-            f"a teacher knows {len(teacher.at_student)} of the student's {teacher.n_student} "
-            f"sensors and `transform` is a {type(transform).__name__}, expected "
-            "SharedSensors(transform, match.student, n_nodes), which leaves out the others."
+            "the stored outputs are of a teacher of some sensors, 0 at the others, and `transform` "
+            f"is a {type(transform).__name__}, expected SharedSensors(transform, match.student, "
+            "n_nodes)."
         )
+    for teacher in loss.teachers:
+        if not isinstance(teacher, OnSensors):
+            continue
+        used: Sequence[int] = range(teacher.n_student)
+        if isinstance(transform, SharedSensors):
+            used = transform.places.tolist()  # numbers, since they may lie on two devices
+        if not set(teacher.at_student.tolist()).issuperset(used):
+            raise ValueError(
+                f"a teacher knows {len(teacher.at_student)} of the student's {teacher.n_student} "
+                f"sensors and `transform` is a {type(transform).__name__}, expected "
+                "SharedSensors(transform, match.student, n_nodes), which leaves out the others."
+            )

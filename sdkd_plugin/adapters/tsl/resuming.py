@@ -14,8 +14,8 @@ from sdkd_plugin._checks import check_positive_int
 class SeededDataModule(SpatioTemporalDataModule):
     """tsl's data module, with an order of training windows that follows from seed and epoch alone.
 
-    tsl shuffles by torch's global generator, so that a resumed run reads other batches. Several
-    processes read a share each, as with Lightning's own sampler. The other arguments are tsl's.
+    (tsl's follows torch's global generator.) Several processes read a share each, as with
+    Lightning's own sampler. The other arguments are tsl's.
 
     Raises:
         ValueError: if the seed is not an integer of at least 0.
@@ -27,24 +27,18 @@ class SeededDataModule(SpatioTemporalDataModule):
         self.seed = seed
 
     def train_dataloader(self, shuffle: bool = True, batch_size: int | None = None) -> DataLoader:
-        """The training windows; without ``shuffle`` in order, as tsl gives them."""
+        """The training windows; without ``shuffle`` in tsl's order."""
         if not shuffle:
             return super().train_dataloader(shuffle=False, batch_size=batch_size)
         trainer = self.trainer
         world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        sampler: DistributedSampler
-        sampler = DistributedSampler(self.trainset, world, rank, seed=self.seed)
+        sampler: DistributedSampler = DistributedSampler(self.trainset, world, rank, seed=self.seed)
         if trainer is not None:
             # Lightning sets the epoch too, but workers of a resumed run fetch before that.
             sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
-        return StaticGraphLoader(
-            self.trainset,
-            batch_size=batch_size or self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.workers,
-            pin_memory=self.pin_memory,
-        )
+        options = {"num_workers": self.workers, "pin_memory": self.pin_memory, "drop_last": True}
+        size = batch_size or self.batch_size
+        return StaticGraphLoader(self.trainset, batch_size=size, sampler=sampler, **options)
 
 
 class SeededEpochs(pl.Callback):
@@ -55,9 +49,6 @@ class SeededEpochs(pl.Callback):
 
     Raises:
         ValueError: if the seed is not an integer of at least 0.
-
-    Example:
-        >>> trainer = pl.Trainer(callbacks=[SeededEpochs(3)], logger=False, accelerator="cpu")
     """
 
     def __init__(self, seed: int = 0) -> None:

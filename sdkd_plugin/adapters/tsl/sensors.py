@@ -1,7 +1,4 @@
-"""Sensors that teacher and student do not share: matched by id, and a teacher read out at them.
-
-The transform for sensors that the teacher does not know, `SharedSensors`, is in `graphs`.
-"""
+"""Sensors that teacher and student do not share: matched by id, and a teacher read out at them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -51,7 +48,7 @@ def match_sensors(
     if new and (unknown == "refuse" or len(new) == len(mine)):
         raise ValueError(
             f"`student_ids` has {len(new)} of {len(mine)} sensors that the teacher does not know, "
-            f"such as {new[:5]}, expected ids among the teacher's. Drop them, or train them on the "
+            f"such as {new[:5]}, expected ids among the teacher's: drop them, or train them on "
             "labels alone with unknown='ignore' and a SharedSensors transform."
         )
     shared = [i for i, name in enumerate(mine) if name in place]
@@ -71,12 +68,9 @@ class OnSensors(nn.Module):
     Args:
         teacher: a graph model in tsl's layout.
         match: from `match_sensors`.
-        n_teacher: number of the teacher's sensors.
-        n_student: number of the student's sensors.
-        teacher_scaler: bias and scale of the data that the teacher was trained on.
-        student_scaler: bias and scale of the student's data.
-        edge_index: the teacher's graph.
-        edge_weight: its weights.
+        n_teacher, n_student: numbers of their sensors.
+        teacher_scaler, student_scaler: bias and scale of the data that each is trained on.
+        edge_index, edge_weight: the teacher's graph.
 
     Raises:
         ValueError: if a number does not fit the match, or a scale is not positive; in forward, if
@@ -119,10 +113,13 @@ class OnSensors(nn.Module):
         self.student_scaler = student_scaler
         self.n_teacher = n_teacher
         self.n_student = n_student
-        self.register_buffer("edge_index", edge_index, persistent=False)
-        self.register_buffer("edge_weight", edge_weight, persistent=False)
-        self.register_buffer("at_teacher", match.teacher, persistent=False)
-        self.register_buffer("at_student", match.student, persistent=False)
+        graph = {"edge_index": edge_index, "edge_weight": edge_weight}
+        for name, value in {
+            **graph,
+            "at_teacher": match.teacher,
+            "at_student": match.student,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
 
     def forward(
         self,
@@ -135,8 +132,8 @@ class OnSensors(nn.Module):
             if len(self.at_teacher) < self.n_teacher:
                 raise ValueError(
                     f"`teacher_x` is None, but the student's window has {len(self.at_teacher)} of "
-                    f"the teacher's {self.n_teacher} sensors: add the window of all of them to the "
-                    "data set as the covariate teacher_x."
+                    f"the teacher's {self.n_teacher} sensors: add the window of all to the data "
+                    "set as the covariate teacher_x."
                 )
             order = torch.empty_like(self.at_student)
             order[self.at_teacher] = self.at_student
@@ -147,8 +144,8 @@ class OnSensors(nn.Module):
                 f"`u` has shape {tuple(u.shape)}, expected (batch, time, features): covariates "
                 "that all sensors share."
             )
-        inputs = {"edge_index": self.edge_index, "edge_weight": self.edge_weight, "u": u}
-        inputs = {name: value for name, value in inputs.items() if value is not None}
+        graph = {"edge_index": self.edge_index, "edge_weight": self.edge_weight, "u": u}
+        inputs = {name: value for name, value in graph.items() if value is not None}
         (bias, scale), (own_bias, own_scale) = self.student_scaler, self.teacher_scaler
         read = (teacher_x * scale + (bias - own_bias)) / own_scale
         forecast = self.teacher(read, **accepted_inputs(self.teacher, inputs))

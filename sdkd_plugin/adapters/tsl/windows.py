@@ -11,16 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tsl.data import BatchMapItem, SpatioTemporalDataset
 
+from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
-from sdkd_plugin.teachers import TeacherOutput, precompute
+from sdkd_plugin.teachers import TeacherOutput
 
 STEP = "first_step"
 
 
 def number_windows(dataset: SpatioTemporalDataset) -> None:
-    """Give each window of a data set the number of its first step, for `WindowOutputs`.
+    """Give each window of a data set the number of its first step, ``batch.first_step``.
 
-    It is ``batch.first_step``, outside the inputs: no model receives it.
+    It is outside the inputs: no model receives it.
 
     Raises:
         ValueError: if the data set reads no window, or has a covariate of that name.
@@ -29,44 +30,40 @@ def number_windows(dataset: SpatioTemporalDataset) -> None:
         raise ValueError(f"`dataset.window` is {dataset.window}, expected at least one step.")
     if STEP in dataset.keys:
         raise ValueError(f"`dataset` has {STEP!r} already, expected it to be free.")
-    dataset.add_covariate(
-        STEP,
-        torch.arange(dataset.n_steps)[:, None],
-        pattern="t f",
-        add_to_input_map=False,
-        convert_precision=False,
-    )
-    dataset.update_auxiliary_map(
-        **{STEP: BatchMapItem(STEP, synch_mode="window", preprocess=False)}
-    )
+    steps = torch.arange(dataset.n_steps)[:, None]
+    dataset.add_covariate(STEP, steps, "t f", add_to_input_map=False, convert_precision=False)
+    item = BatchMapItem(STEP, synch_mode="window", preprocess=False)
+    dataset.update_auxiliary_map(**{STEP: item})
 
 
 def first_steps(batch: Any) -> Int[Tensor, " batch"]:
-    """The numbers of a batch's windows.
-
-    Raises:
-        ValueError: if its data set has no numbers.
-    """
+    """The numbers of a batch's windows; a ValueError if its data set has none."""
     if STEP not in batch:
         raise ValueError(
-            f"the batch has no {STEP!r}: call `number_windows` on the data set before it is split "
-            "and loaded."
+            f"the batch has no {STEP!r}: call `number_windows` on the data set before it is split."
         )
     return batch[STEP][:, 0, 0]
 
 
+def window_inputs(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The inputs of numbered windows as `precompute` takes them for a cache.
+
+    Args:
+        batches: of numbered windows, such as ``StaticGraphLoader(data.trainset, batch_size=64)``,
+            in a fixed order.
+
+    Raises:
+        ValueError: if windows have no numbers.
+    """
+    for batch in batches:
+        yield {**dict(batch.input.items()), "index": first_steps(batch)}
+
+
 class WindowOutputs:
-    """Outputs of the teachers on the CPU, one row a window.
+    """Outputs of the teachers of ``loss`` on the CPU, one row a window of ``batches``.
 
     They take windows x horizon x nodes x features numbers for each teacher, and more for latents.
     A look-up waits for a GPU, once a step.
-
-    Args:
-        loss: with the teachers.
-        batches: of numbered windows, in the models' (scaled) units.
-
-    Raises:
-        ValueError: if windows have no numbers, or there are none.
     """
 
     def __init__(self, loss: DistillationLoss, batches: Iterable[Any]) -> None:
@@ -74,33 +71,27 @@ class WindowOutputs:
         sums: list[Tensor] = []
 
         def inputs() -> Iterator[dict[str, Any]]:
-            for batch in batches:
-                steps.append(first_steps(batch))
-                sums.append(_sums(batch.input.x))
-                yield dict(batch.input.items())
+            for each in window_inputs(batches):
+                steps.append(each["index"])
+                sums.append(_sums(each["x"]))
+                yield each
 
         self._outputs = precompute(loss, inputs())
         numbers = torch.cat(steps)
         self._sums = torch.cat(sums)
-        self._row = torch.full((int(numbers.max()) + 1,), -1)
+        self._row = torch.full((int(numbers.max()) + 2,), -1)  # the last for all later steps
         self._row[numbers] = torch.arange(len(numbers))
 
     def __call__(
         self, steps: Int[Tensor, " batch"], x: Float[Tensor, "batch ..."]
     ) -> list[TeacherOutput]:
-        """The outputs for a batch, on the device of ``x``.
-
-        Args:
-            steps: numbers of the windows.
-            x: the windows, to notice other data under the same numbers.
+        """The outputs for numbered windows ``x``, on their device.
 
         Raises:
             ValueError: if a window is missing, or its readings have changed.
         """
         steps = steps.cpu()
-        rows = torch.where(
-            steps < len(self._row), self._row[steps.clamp_max(len(self._row) - 1)], -1
-        )
+        rows = self._row[steps.clamp_max(len(self._row) - 1)]
         if int(rows.min()) < 0:
             raise ValueError(
                 f"there is no teacher output for the window that begins at step "
