@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from sdkd_plugin._checks import check_finite
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
@@ -34,6 +35,18 @@ class Samples:
     y: Float[Tensor, "samples ..."]
     mask: Bool[Tensor, "samples ..."] | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def collect(cls, dataset: Any) -> "Samples":
+        """The samples of a map-style data set of dicts ``{"x": ..., "y": ..., **inputs}``.
+
+        Example:
+            >>> sample = {"x": torch.zeros(3), "y": torch.zeros(1), "u": torch.zeros(2)}
+            >>> Samples.collect([sample, sample]).inputs["u"].shape
+            torch.Size([2, 2])
+        """
+        columns = default_collate([dataset[i] for i in range(len(dataset))])
+        return cls(columns.pop("x"), columns.pop("y"), columns.pop("mask", None), columns)
 
     def __len__(self) -> int:
         return len(self.x)

@@ -50,7 +50,8 @@ def navier_stokes_task(
         source, options = _computed(solver), {"downsampling": "truncate", **solver}
         fields = files.navier_stokes(sum(sizes), duration=float(sum(frames)), **options)
     else:
-        source, fields = os.path.basename(trajectories), files.read_trajectories(trajectories)
+        fields = files.read_trajectories(trajectories)
+        source = f"read from {os.path.basename(trajectories)}"
     if len(fields) < sum(sizes) or fields.shape[1] < sum(frames):
         raise ValueError(
             f"{trajectories} has shape {tuple(fields.shape)}, expected (samples, time, nx, ny) "
@@ -224,5 +225,5 @@ def _channel_rmse(
 
 def _computed(solver: Mapping[str, Any]) -> str:
     apart = ("device", "batch_size", "progress")
-    named = (f"{name.replace('_', ' ')} {v}" for name, v in solver.items() if name not in apart)
+    named = [f"{k.replace('_', ' ')} {value}" for k, value in solver.items() if k not in apart]
     return f"computed by the spectral solver, {', '.join(named)}"
