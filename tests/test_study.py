@@ -248,15 +248,17 @@ def test_bad_studies(options, message, task, teacher):
 
 
 def test_bad_tasks_arms_and_trainings(task, as_shipped):
-    with pytest.raises(
-        ValueError, match=r"`validation` has 12 samples, but \{'y': 4\} of the others"
-    ):
+    with pytest.raises(ValueError, match=r"12 samples, but \{'y': 4\} of the others"):
         dataclasses.replace(task, validation=Samples(task.train.x, task.test.y))
     bad = dataclasses.replace(task.test, x=task.test.x * torch.nan)
     with pytest.raises(ValueError, match=r"`test.x` has 512 of 512 values that are NaN"):
         dataclasses.replace(task, test=bad)
     with pytest.raises(ValueError, match=r"`labels` is 0 for 'a', expected a share in \(0, 1\]"):
         Arm("a", labels=0, kd_weight=0)
+    broken = make_net()
+    nn.init.constant_(next(broken.parameters()), torch.nan)
+    with pytest.raises(ValueError, match=r"forecast of teacher` has .* NaN"):
+        study(task, student=make_student, teacher=broken, **QUICK)
     with pytest.raises(RuntimeError, match="task: alone, seed 0 diverged"):
         study(task, student=make_net, arms=[Arm("alone", kd_weight=0)], **{**QUICK, "lr": 1e30})
 

@@ -117,6 +117,7 @@ def study(
                     f"for {arm.name!r}: give them, or the arm kd_weight=0."
                 )
             trainings.append(Training(there, arm, make, used, recipe, device, place))
+        rows = _fixed_rows(there, teachers, device)
         jobs_of = ((i, seed) for seed in range(seeds) for i in range(len(arms)))
         missing = [(i, seed) for i, seed in jobs_of if not trainings[i].path(seed).exists()]
         if loss is not None and any(not arms[i].alone for i, _ in missing):
@@ -125,7 +126,6 @@ def study(
         trained = _trained(trainings, jobs, missing)
         for _ in tqdm(trained, task.name, len(missing), unit="model", disable=None):
             pass
-        rows = _fixed_rows(there, teachers, device)
         for training in trainings:
             cost = _cost(there, made(training.make), device)
             rows += [training.row(seed) | cost for seed in range(seeds)]
