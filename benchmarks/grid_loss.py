@@ -23,6 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from torch import Tensor
 from sdkd_plugin import Bands, GridTransform, frequency_aligned_loss
 from sdkd_plugin.models import UNet
 
-SHAPES = [(64, 10, 32, 32), (32, 10, 64, 64), (16, 10, 128, 128), (8, 3, 256, 256)]
-SHAPES += [(4, 3, 512, 512), (1, 3, 1024, 1024), (2, 3, 64, 64, 64)]
+SHAPES: list[tuple[int, ...]] = [(64, 10, 32, 32), (32, 10, 64, 64), (16, 10, 128, 128)]
+SHAPES += [(8, 3, 256, 256), (4, 3, 512, 512), (1, 3, 1024, 1024), (2, 3, 64, 64, 64)]
 CUTOFF, WEIGHTS = 0.25, (0.5, 1.0)
 PLAIN_BAR = {"periodic": 1.35, "reflect": 2.5}
 FLOOR_BAR, STEP_BAR = 2.5, 0.03
@@ -113,10 +114,11 @@ def measure(shape: tuple[int, ...], boundary: Any, device: torch.device, blocks:
         return torch.fft.irfftn(torch.fft.rfftn(teacher, dim=axes), s=shape[2:], dim=axes)
 
     calls: dict[str, Callable[[], Any]] = {"plain": plain, "copy": lambda: target.copy_(teacher)}
-    for name, loss in {"loss": ours, "mse": F.mse_loss, **others}.items():
-        calls[name] = lambda loss=loss: run(loss, student, teacher)
+    losses: dict[str, Loss] = {"loss": ours, "mse": F.mse_loss, **others}
+    for name, loss in losses.items():
+        calls[name] = partial(run, loss, student, teacher)
     if cuda and shape[2:] == (256, 256):
-        unet = UNet(shape[1], shape[1]).to(device)
+        unet = UNet(in_channels=shape[1], out_channels=shape[1]).to(device)
         calls["step"] = lambda: F.mse_loss(unet(teacher), teacher).backward()
     times = least_times(calls, blocks, cuda)
     times["floor"] = 1.5 * times.pop("copy")
@@ -135,7 +137,7 @@ def measure(shape: tuple[int, ...], boundary: Any, device: torch.device, blocks:
         pairs = zip(run(ours, *fields), run(others["images"], *exact), strict=True)
         error = max(float((got - true).norm() / true.norm()) for got, true in pairs)
         row |= {f"{str(dtype)[6:]}_error": f"{error:.1e}"}
-        passed = passed and error <= bar
+        passed &= error <= bar
     print({key: row[key] for key in row if "_over_" in key or key in ("shape", "boundary")}, passed)
     return row | {"passed": passed} | environment(device)
 
