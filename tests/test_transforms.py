@@ -578,5 +578,5 @@ def test_products_refuse_and_are_resized():
     latent = ProductTransform(GridTransform((8, 8)), 3).resized((16, 4, 4))
     assert latent.domain_shape == (4, 4)  # channels of latents are no frames
     assert ProductTransform(exact(ring(7)), 3).resized((6, 7)).frames == 6
-    with pytest.raises(ValueError, match="latents have 16 channels, expected 3"):
+    with pytest.raises(ValueError, match=r"`domain_shape` has shape \(16,\), expected \(3,\)"):
         ProductTransform(GridTransform((8,)), 3, over="time").resized((16,))

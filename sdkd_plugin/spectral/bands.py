@@ -75,19 +75,12 @@ class Bands:
 
     @classmethod
     def split(cls, cutoff: float, transition: float = 0.0) -> "Bands":
-        """Two bands: low below ``cutoff``, high from there on.
-
-        Raises:
-            ValueError: if the cutoff is outside (0, 1).
-        """
+        """Two bands: low below ``cutoff``, in (0, 1), high from there on."""
         return cls((cutoff,), transition)
 
     @classmethod
     def dyadic(cls, n: int, transition: float = 0.0) -> "Bands":
-        """``n`` bands, octaves: edges 1/2, 1/4, 1/8 and so on.
-
-        Raises:
-            ValueError: if there are fewer than two bands.
+        """``n`` bands, at least two, octaves: edges 1/2, 1/4, 1/8 and so on.
 
         Example:
             >>> Bands.dyadic(3).edges
@@ -151,14 +144,7 @@ class Bands:
         return len(self.edges) + 1
 
     def __call__(self, frequencies: Float[Tensor, "*shape"]) -> Float[Tensor, "n_bands *shape"]:
-        """Power weight of each band at each frequency.
-
-        Args:
-            frequencies: in [0, 1].
-
-        Returns:
-            in [0, 1], summing to 1 over the first axis.
-        """
+        """Power weight of each band at each frequency, in [0, 1]; the bands' sum to 1."""
         ones = torch.ones_like(frequencies)
         above = torch.stack([ones, *(self._step(frequencies - e) for e in self.edges), 0 * ones])
         return above[:-1] - above[1:]

@@ -1,7 +1,6 @@
 """Transforms that know their domain's eigenbasis, whole or its lowest part.
 
-Here lives `AbstractBasisTransform`, which grids, spheres and small graphs share. The bases
-themselves are in `grid`, `graph_basis`, `product` and `sphere`.
+The bases themselves are in `grid`, `graph_basis`, `product` and `sphere`.
 """
 
 from abc import abstractmethod

@@ -15,7 +15,6 @@ Source: Hammond et al. 2011, "Wavelets on graphs via spectral graph theory"; Wei
 "The kernel polynomial method", for Jackson's kernel.
 """
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -37,20 +36,17 @@ from sdkd_plugin.spectral.transform import check_field, working_dtype
 MARGIN = 0.01
 """The polynomials' interval ends this much above the eigenvalue that Lanczos finds from below."""
 
+FREQUENCY = (1 + MARGIN) * (1 + np.cos(np.pi * (np.arange(8192) + 0.5) / 8192)) / 2
+"""Chebyshev's nodes in that interval, descending; a few are above 1."""
+
 MAX_ORDER = 1000
-SAMPLES = 8192
+
 CACHED = 2**19
 """Elements of one block of fields in the recursion on a CPU: its four blocks stay in the cache."""
 
 
 class ChebyshevGraph(AbstractQuadraticTransform):
-    """Bands of a graph's frequencies, without eigenvectors.
-
-    Args:
-        laplacian: of the graph.
-        tolerance: largest error of a band's power weight at a frequency; see above.
-        dtype: in which the matrix is kept.
-    """
+    """Bands of a graph's frequencies, without eigenvectors; ``tolerance`` is that of above."""
 
     domain_axes = (-2,)
     channel_axis = -1
@@ -176,11 +172,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         x: Float[Tensor, "..."],
         response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
-        """See `AbstractTransform`; the response is a smooth function of the frequencies.
-
-        Raises:
-            ValueError: if no polynomial comes within the tolerance of it, or it is a tensor.
-        """
+        """See `AbstractTransform`; the response is a smooth function of the frequencies."""
         check_field(self, x)
         if not callable(response):
             raise ValueError(
@@ -246,25 +238,23 @@ def band_polynomials(bands: Bands, tolerance: float) -> Float[Tensor, "bands_but
     Raises:
         ValueError: if an edge is so sharp that the order would exceed `MAX_ORDER`.
     """
-    frequency = _samples()
-    exact = bands(torch.from_numpy(frequency)).numpy()
-    counted = frequency <= 1
-    if bands.transition == 0:
-        for edge in bands.edges:
-            counted &= np.abs(frequency - edge) >= edge * (1 - edge) / 4
+    exact = bands(torch.from_numpy(FREQUENCY)).numpy()
+    counted = FREQUENCY <= 1
+    for edge in bands.edges if bands.transition == 0 else ():
+        counted &= np.abs(FREQUENCY - edge) >= edge * (1 - edge) / 4
     order = 8
     while order <= MAX_ORDER:
         # Below each edge 1, above it 0: differences of neighbours are the bands.
-        below = np.stack(
-            [_narrowed(frequency, edge, bands.transition, order) for edge in bands.edges]
-        )
+        below = np.stack([_narrowed(edge, bands.transition, order) for edge in bands.edges])
         below = np.minimum.accumulate(below[::-1])[::-1]
-        damped = _coefficients(below, order) * _jackson(order)
+        n, k = order + 2, np.arange(order + 1)
+        angle = np.pi * k / n
+        jackson = ((n - k) * np.cos(angle) + np.sin(angle) / np.tan(np.pi / n)) / n
+        damped = _coefficients(below, order) * jackson
         # Damping leaks far beyond an edge; one stretch for all brings the ends back to 0 and 1.
         reached = _values(damped)
         damped[:, 0] -= reached.min()
-        damped /= np.ptp(reached)
-        each = np.diff(damped, axis=0, prepend=0)
+        each = np.diff(damped / np.ptp(reached), axis=0, prepend=0)
         got = _values(each)
         got = np.concatenate([got, 1 - got.sum(0, keepdims=True)])
         if np.abs(got - exact)[:, counted].max() <= tolerance:
@@ -278,17 +268,11 @@ def band_polynomials(bands: Bands, tolerance: float) -> Float[Tensor, "bands_but
 
 def _polynomial(response: Callable[[Tensor], Tensor], tolerance: float) -> Float[Tensor, " order"]:
     """Coefficients of the lowest order within ``tolerance`` times the largest response."""
-    frequency = _samples()
-    frequency = np.append(frequency[frequency <= 1], 1.0)
-    exact = response(torch.from_numpy(frequency)).double().numpy()
-    extended = np.concatenate([np.full(SAMPLES + 1 - len(exact), exact[0]), exact[:-1]])
+    exact = response(torch.from_numpy(FREQUENCY).clamp(max=1)).double().numpy()
     order = 8
     while order <= MAX_ORDER:
-        c = _coefficients(extended, order)
-        got = np.append(
-            _values(c)[-len(exact) + 1 :], np.cos(np.arange(order + 1) * _angle(1.0)) @ c
-        )
-        if np.abs(got - exact).max() <= tolerance * np.abs(exact).max():
+        c = _coefficients(exact, order)
+        if np.abs(_values(c) - exact).max() <= tolerance * np.abs(exact).max():
             return torch.from_numpy(c)
         order += max(1, order // 8)
     raise ValueError(
@@ -297,41 +281,23 @@ def _polynomial(response: Callable[[Tensor], Tensor], tolerance: float) -> Float
     )
 
 
-def _angle(frequency: float) -> float:
-    return math.acos(2 * frequency / (1 + MARGIN) - 1)
-
-
-def _samples() -> np.ndarray:
-    """Frequencies at Chebyshev's nodes, descending; a few are above 1."""
-    angle = np.pi * (np.arange(SAMPLES) + 0.5) / SAMPLES
-    return (1 + MARGIN) * (1 + np.cos(angle)) / 2
-
-
 def _coefficients(samples: np.ndarray, order: int) -> np.ndarray:
-    c = scipy.fft.dct(samples)[..., : order + 1] / SAMPLES
+    """Of the polynomial nearest to samples at `FREQUENCY`."""
+    c = scipy.fft.dct(samples)[..., : order + 1] / len(FREQUENCY)
     c[..., 0] /= 2
     return c
 
 
 def _values(coefficients: np.ndarray) -> np.ndarray:
-    """A polynomial at the samples."""
-    padded = np.zeros((*coefficients.shape[:-1], SAMPLES))
-    padded[..., : coefficients.shape[-1]] = coefficients * SAMPLES
-    padded[..., 0] *= 2
-    return scipy.fft.idct(padded)
+    """A polynomial at `FREQUENCY`."""
+    c = coefficients * len(FREQUENCY)
+    c[..., 0] *= 2
+    return scipy.fft.idct(c, n=len(FREQUENCY))
 
 
-def _jackson(order: int) -> np.ndarray:
-    n = order + 2
-    k = np.pi * np.arange(order + 1) / n
-    return ((n - np.arange(order + 1)) * np.cos(k) + np.sin(k) / math.tan(np.pi / n)) / n
-
-
-def _narrowed(frequency: np.ndarray, edge: float, transition: float, order: int) -> np.ndarray:
+def _narrowed(edge: float, transition: float, order: int) -> np.ndarray:
     """1 below an edge and 0 above, so narrow that Jackson's damping gives it the right width."""
     # The variance of a raised cosine of width w is w^2 (1/4 - 2 / pi^2), Jackson's is in the angle.
-    damping = edge * (1 + MARGIN - edge) * (math.pi / (order + 2)) ** 2
-    width = math.sqrt(max(0.0, transition**2 - damping / (0.25 - 2 / math.pi**2)))
-    if width == 0:
-        return np.where(frequency < edge, 1.0, 0.0)
-    return (1 - np.sin(np.pi * np.clip((frequency - edge) / width, -0.5, 0.5))) / 2
+    damping = edge * (1 + MARGIN - edge) * (np.pi / (order + 2)) ** 2
+    width = max(1e-9, transition**2 - damping / (0.25 - 2 / np.pi**2)) ** 0.5
+    return (1 - np.sin(np.pi * np.clip((FREQUENCY - edge) / width, -0.5, 0.5))) / 2

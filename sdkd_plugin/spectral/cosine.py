@@ -22,15 +22,10 @@ from torch import Tensor
 def packed_cosines(
     x: Float[Tensor, "..."], axes: Sequence[int], twiddles: Sequence[Tensor]
 ) -> Complex[Tensor, "..."]:
-    """Unscaled packed coefficients of fields.
+    """``2^(d - 1)`` times the packed coefficients of fields over their d last axes.
 
-    Args:
-        x: fields.
-        axes: their last axes, counted from the end, ascending.
-        twiddles: of each axis, as `twiddle` gives them, in the dtype of ``x``.
-
-    Returns:
-        ``2^(d - 1)`` times the coefficients; half as long along the last axis.
+    ``axes`` are counted from the end, ascending; ``twiddles`` are those of each, as `twiddle` gives
+    them, in the dtype of ``x``.
     """
     for axis in axes[:-1]:
         x = x.index_select(axis, _even_odd(x.shape[axis], x.device))

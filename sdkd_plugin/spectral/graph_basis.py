@@ -23,16 +23,9 @@ from sdkd_plugin.spectral.laplacian import Laplacian
 
 
 class GraphBasis(AbstractBasisTransform):
-    """Orthonormal eigenvectors of a graph's Laplacian; the graph Fourier transform.
+    """The eigenvectors of a graph's Laplacian, real or complex, or the lowest of them.
 
-    Args:
-        eigenvectors: orthonormal columns, real or complex, of shape ``(nodes, kept)``.
-        eigenvalues: of shape ``(kept,)``, ascending and not negative.
-        highest: the largest eigenvalue of all; by default of those given.
-
-    Raises:
-        ValueError: if the shapes do not match, an eigenvalue is negative, or the columns are not
-            orthonormal.
+    ``highest`` is the largest eigenvalue of all; by default of those given.
     """
 
     domain_axes = (-2,)

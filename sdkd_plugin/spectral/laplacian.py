@@ -1,6 +1,5 @@
 """Laplacians of graphs, as sparse matrices whose frequency 0 is the mean.
 
-Here live the symmetrisations of directed graphs, the magnetic Laplacian, and the means taken out.
 What is computed from a Laplacian is in `graph_basis` and `chebyshev`.
 """
 
@@ -57,14 +56,9 @@ class Laplacian:
             return float(np.linalg.eigvalsh(self.dense())[-1])
         if abs(self.matrix).max() == 0:
             return 0.0
-        operator = LinearOperator(
-            self.matrix.shape, matvec=self.__matmul__, dtype=self.matrix.dtype
-        )
-        start = np.random.default_rng(0).normal(size=n)
-        value = eigsh(
-            operator, 1, which="LA", tol=1e-5, v0=start, return_eigenvectors=False, ncv=32
-        )
-        return float(value[0])
+        operator = LinearOperator((n, n), matvec=self.__matmul__, dtype=self.matrix.dtype)
+        options: Any = {"tol": 1e-5, "ncv": 32, "v0": np.random.default_rng(0).normal(size=n)}
+        return float(eigsh(operator, 1, which="LA", return_eigenvectors=False, **options)[0])
 
     def digest(self, *options: object) -> str:
         """A key of the graph and of options."""
@@ -135,9 +129,7 @@ def directed_adjacency(
 def symmetrized(directed: scipy.sparse.csr_array, rule: Symmetrization) -> scipy.sparse.coo_array:
     """The symmetric weights of a directed graph, by a named rule.
 
-    Raises:
-        ValueError: if the rule is unknown, or it is ``refuse`` and the two directions of an edge
-            differ by more than a millionth of the larger weight.
+    ``refuse`` takes directions that differ by up to a millionth of the larger weight.
     """
     check_choice("symmetrization", rule, get_args(Symmetrization))
     larger = directed.maximum(directed.T)

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import numpy as np
 import scipy.fft
 import torch
 from torch import Tensor
@@ -75,16 +76,12 @@ class ProductTransform(AbstractBasisTransform):
         self.space, self.frames, self.variables = space, frames, variables
         self.over: Over = over
         self._basis = basis
-        joint = over == "joint"
-        self.domain_shape = (frames * variables, *(space.domain_shape if joint else ()))
-        axis = space.domain_axes[0] - 1
-        self.domain_axes = (axis, *(space.domain_axes if joint else ()))
+        self.domain_shape = (frames * variables, *(space.domain_shape if basis else ()))
+        self.domain_axes = (space.domain_axes[0] - 1, *(space.domain_axes if basis else ()))
         self.channel_axis = space.channel_axis
-        cosines = scipy.fft.dct(
-            torch.eye(frames, dtype=torch.float64).numpy(), axis=0, norm="ortho"
-        )
         # A horizon is short: one small product is faster than an FFT.
-        self.register_buffer("_cosines", torch.from_numpy(cosines), persistent=False)
+        cosines = torch.from_numpy(scipy.fft.dct(np.eye(frames), axis=0, norm="ortho"))
+        self.register_buffer("_cosines", cosines, persistent=False)
 
     def resized(self, domain_shape: tuple[int, ...]) -> AbstractTransform:
         """For another size; on a grid that of space alone, for latents have no frames there.
@@ -92,19 +89,11 @@ class ProductTransform(AbstractBasisTransform):
         Raises:
             ValueError: if space has no such size, or only time is transformed on a grid.
         """
-        if domain_shape == self.domain_shape:
-            return self
-        if self.space.channel_axis == -1:
-            space = self.space.resized(domain_shape[1:]) if self.over == "joint" else self.space
-            return ProductTransform(
-                space, domain_shape[0], over=self.over, variables=self.variables
-            )
-        if self.over == "time":
-            raise ValueError(
-                f"latents have {domain_shape[0]} channels, expected {self.domain_shape[0]} (frames "
-                "times variables): latents of other channels have no time axis."
-            )
-        return self.space.resized(domain_shape[1:])
+        on_graph = self.space.channel_axis == -1
+        if domain_shape == self.domain_shape or (self.over == "time" and not on_graph):
+            return super().resized(domain_shape)
+        space = self.space if self.over == "time" else self.space.resized(domain_shape[1:])
+        return ProductTransform(space, domain_shape[0], over=self.over) if on_graph else space
 
     def _to_packed(self, x: Tensor) -> Tensor:
         x = self._along_time(self._cosines, x)

@@ -1,8 +1,4 @@
-"""What every domain promises to the losses, whether it has an explicit basis or not.
-
-Here live the interface `AbstractTransform` and the checks on fields. Transforms that compute
-coefficients are in `basis`; how frequencies group into bands is in `bands`.
-"""
+"""What every domain promises to the losses, and the checks on fields."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -74,15 +70,12 @@ class AbstractTransform(nn.Module, ABC):
         x: Float[Tensor, "..."],
         response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
-        """Multiply each frequency of fields by a real response: ``g(L) x``.
+        """Multiply each frequency of fields by a real response: ``g(L) x``, shaped as ``x``.
 
         Args:
             x: fields on the domain.
             response: amplitudes, a function of the frequencies in [0, 1]. The image of a band
                 with power weights m has the response ``sqrt(m)``.
-
-        Returns:
-            of the shape and dtype of ``x``.
 
         Raises:
             ValueError: if the fields do not lie on the domain or the response does not fit it.
@@ -93,15 +86,8 @@ class AbstractTransform(nn.Module, ABC):
     ) -> Float[Tensor, "*other_axes n_bands"]:
         """Energy of every field in each band: the domain's axes summed, all others kept.
 
-        Args:
-            x: fields, e.g. ``(batch, channels, *shape)`` or ``(batch, time, nodes, features)``.
-            bands: the partition.
-
-        Returns:
-            of shape ``(*other axes, n_bands)``; over the bands it sums to the fields' energy.
-
-        Raises:
-            ValueError: if the fields do not lie on the domain.
+        Over the bands it sums to the fields' energy. Arguments and errors are those of
+        `sample_band_energy`, but no batch axis is needed.
 
         Example:
             >>> from sdkd_plugin import Bands, GridTransform
@@ -125,11 +111,7 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = False) -> None:
-    """Refuse a field that is empty or does not lie on the transform's domain.
-
-    Raises:
-        ValueError: naming the field's shape and the domain's.
-    """
+    """Refuse a field that is empty or does not lie on the transform's domain."""
     shape, axes = transform.domain_shape, transform.domain_axes
     if not x.is_floating_point():
         raise ValueError(f"a field is of {x.dtype}, expected floating-point numbers.")
