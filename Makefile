@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 example: install
-	$(BIN)/python examples/ns_2d.py --out $(OUT)
+	$(BIN)/python examples/ns_2d.py --seeds 1 --out $(OUT)
 
 example-traffic: install
 	$(BIN)/python examples/metr_la.py
