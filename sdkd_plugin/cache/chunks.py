@@ -96,4 +96,5 @@ def input_sums(x: Tensor) -> Float[Tensor, "batch 2"]:
     """A sum of each sample with unequal weights, which notice another order, and its magnitude."""
     flat = x.flatten(1).double()
     weights = torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
-    return torch.stack([flat @ weights, flat.abs() @ weights], 1)
+    magnitude = flat.norm(dim=1) * flat.shape[1] ** 0.5
+    return torch.stack([flat @ weights, magnitude], 1)
