@@ -105,7 +105,7 @@ def grid_system(task: Callable[..., Task], *, full: bool, padding: str) -> Syste
     wide, deep, latent_width = (64, 4, 256) if full else (16, 3, 64)
     narrow = 16 if full else 8
     return System(
-        partial(task, sizes=(960, 120, 120, 0) if full else (120, 30, 50, 0)),
+        partial(task, sizes=(960, 120, 120) if full else (120, 30, 50)),
         {
             "teacher 1: STAlterNet": partial(STAlterNet, width=wide, depth=deep, **shared),
             "teacher 2: SimVP": partial(SimVP, width=narrow, latent_width=latent_width, **shared),

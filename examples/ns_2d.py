@@ -24,7 +24,7 @@ from sdkd_plugin.models import STAlterNet, UNet
 from sdkd_plugin.report import check_folder, choose_device, command_line_errors
 from sdkd_plugin.study import Arm, Task, navier_stokes_task, standard_arms, study
 
-SIZES = (480, 40, 60, 0)  # trajectories for training, validation, test, and without labels at all
+SIZES = (480, 40, 60)  # trajectories for training, validation and test
 LABELLED, TEACHER_STEPS = 40, 4000
 KD_WEIGHT = 10.0  # of the teacher against the labels; chosen on the validation trajectories
 FRAMES: dict[str, Any] = {"in_channels": 10, "out_channels": 10, "coordinates": True}

@@ -6,6 +6,7 @@ works behind neuraloperator and torch-spatiotemporal is in `sdkd_plugin.adapters
 
 from sdkd_plugin._version import __version__
 from sdkd_plugin.augmentation import GaussianNoise, Mixup
+from sdkd_plugin.cache import TeacherCache, precompute
 from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses import (
@@ -23,7 +24,7 @@ from sdkd_plugin.losses import (
 from sdkd_plugin.resolution import AtResolution
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
 from sdkd_plugin.taps import TapReader
-from sdkd_plugin.teachers import TeacherOutput, precompute
+from sdkd_plugin.teachers import TeacherOutput
 
 __all__ = [
     "AEKDAggregation",
@@ -46,6 +47,7 @@ __all__ = [
     "SDKDDistiller",
     "Spectrum",
     "TapReader",
+    "TeacherCache",
     "TeacherOutput",
     "__version__",
     "frequency_aligned_loss",

@@ -6,7 +6,7 @@ What a forecast is compared with is in `loss`; optimizers, epochs and data are t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_finite, check_shape, check_type
@@ -16,6 +16,7 @@ from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, mask
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
+    StoredOutputs,
     Teacher,
     TeacherOutput,
     accepted_inputs,
@@ -43,6 +44,7 @@ class SDKDDistiller(nn.Module):
             with a second forecast, of ``x`` as it is. It excludes options that judge a teacher by
             labels.
         example: inputs ``{"x": ..., **inputs}`` of any batch size; needed with ``latents``.
+            With stored outputs it has the ``index`` of its samples too.
         **options: of `DistillationLoss`: ``weighting``, ``kd_weight``, ``aggregation``,
             ``teacher_bound``, ``resolutions``, ``latents``, ``check_finite``.
 
@@ -62,7 +64,7 @@ class SDKDDistiller(nn.Module):
 
     def __init__(
         self,
-        teacher: Teacher | Sequence[Teacher],
+        teacher: Teacher | Sequence[Teacher] | StoredOutputs,
         student: nn.Module,
         transform: AbstractTransform,
         bands: Bands | None = None,
@@ -81,6 +83,11 @@ class SDKDDistiller(nn.Module):
         check_no_shared_weights(self.loss.teachers, student)
         self.task_loss = make_task_loss(task_loss)
         self.augmentation = None if augmentation is None else make_augmentation(augmentation)
+        if self.augmentation is not None and self.loss.stored is not None:
+            raise ValueError(
+                "`augmentation` is given with stored outputs, but the teachers must run on the "
+                "augmented inputs: leave it out, and precompute with `augmentation` and `views`."
+            )
         if self.augmentation is not None and self.loss.needs_labels:
             raise ValueError(
                 "`augmentation` is given with a `teacher_bound`, the aggregation 'camkd' or the "
@@ -104,6 +111,7 @@ class SDKDDistiller(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         *,
         outputs: Sequence[TeacherOutput] | None = None,
+        index: Int[Tensor, " batch"] | None = None,
         **inputs: Any,
     ) -> DistillationTerms:
         """Forecast a batch with the student, and compare with labels and teachers.
@@ -115,6 +123,8 @@ class SDKDDistiller(nn.Module):
                 Elsewhere ``y`` may have any value; student and teachers are compared there too.
                 Without any observed label the task term is 0.
             outputs: of the teachers for this batch, if they are known.
+            index: numbers of the samples in stored outputs; not used with live teachers. If these
+                have augmented views, one is drawn for each sample, as with an ``augmentation``.
             **inputs: further inputs of the models, such as ``edge_index``; each model gets those
                 that it accepts.
 
@@ -135,7 +145,8 @@ class SDKDDistiller(nn.Module):
             raise ValueError("`kd_weight` is 0 and the batch has no label: nothing to learn from.")
         accepted = accepted_inputs(self._inputs, inputs)
         task = None
-        if self.augmentation is not None and loss.kd_weight > 0:
+        views = loss.stored if loss.stored is not None and loss.stored.views else None
+        if (self.augmentation is not None or views is not None) and loss.kd_weight > 0:
             if outputs is not None:
                 raise ValueError(
                     "`outputs` is given with an `augmentation`, but the teachers must run on the "
@@ -143,15 +154,19 @@ class SDKDDistiller(nn.Module):
                 )
             if y is not None:
                 task = masked_error(self.student(x, **accepted), y, mask, self.task_loss)
-            augmented, y, mask = self.augmentation(x), None, None
-            check_shape("augmentation(x)", augmented.shape, x.shape, "it keeps the shape")
-            x = augmented
-            if loss.check_finite:
-                check_finite("augmentation(x)", x)
+            y = mask = None
+            if views is not None and index is not None:
+                index, x = views.draw_views(index, x)
+            elif self.augmentation is not None:
+                augmented = self.augmentation(x)
+                check_shape("augmentation(x)", augmented.shape, x.shape, "it keeps the shape")
+                x = augmented
+                if loss.check_finite:
+                    check_finite("augmentation(x)", x)
         mine = call_model(self.student, x, accepted, loss.student_taps)
         if task is None:
             task = mine.forecast.new_zeros(())
             if y is not None:
                 task = masked_error(mine.forecast, y, mask, self.task_loss)
-        terms = loss.compare(mine.forecast, x, y, mask, mine.latents, outputs, inputs)
+        terms = loss.compare(mine.forecast, x, y, mask, mine.latents, outputs, inputs, index)
         return terms.with_task(task)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_choice, check_positive, check_shape, check_type
@@ -29,6 +29,7 @@ from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
     Resolutions,
+    StoredOutputs,
     Teacher,
     TeacherOutput,
     accepted_inputs,
@@ -102,6 +103,7 @@ class DistillationLoss(nn.Module):
     Args:
         teacher: a module, a function, or several; called as ``teacher(x, **inputs)`` with the
             inputs that its signature accepts. A function runs as it is: freeze models inside it.
+            Or their stored outputs, a `TeacherCache`; then a step takes its samples' ``index``.
         transform: the domain of the forecasts.
         bands: the partition of its frequencies; below and from a quarter of the highest by default.
         weighting: of the bands: ``fixed``, ``relative``, ``adaptive``, ``confidence``, numbers from
@@ -137,7 +139,7 @@ class DistillationLoss(nn.Module):
 
     def __init__(
         self,
-        teacher: Teacher | Sequence[Teacher],
+        teacher: Teacher | Sequence[Teacher] | StoredOutputs,
         transform: AbstractTransform,
         bands: Bands | None = None,
         *,
@@ -155,15 +157,19 @@ class DistillationLoss(nn.Module):
             check_positive("teacher_bound", teacher_bound, allow_zero=True)
         check_choice("resolutions", resolutions, get_args(Resolutions))
         check_type("latents", latents, Sequence, "such as [LatentPair('latent', 'latent')]")
+        self.stored = teacher if isinstance(teacher, StoredOutputs) else None
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
-        self.teachers = frozen_copies(teacher)
+        self.teachers = () if isinstance(teacher, StoredOutputs) else frozen_copies(teacher)
+        kinds = [type(each).__name__ for each in self.teachers]
+        kinds = kinds if self.stored is None else list(self.stored.names)
+        self._names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
         self.frequency = FrequencyAlignedLoss(
             aliased_copy(transform),
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
         )
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
-        self.aggregation.check(len(self.teachers))
+        self.aggregation.check(len(kinds))
         self.kd_weight = kd_weight
         self.teacher_bound = teacher_bound
         self.resolutions = resolutions
@@ -176,24 +182,43 @@ class DistillationLoss(nn.Module):
         )
         self.latents = tuple(latents)
         self.latent_losses: LatentLosses | None = None
-        _check_pairs(self.latents, len(self.teachers))
+        _check_pairs(self.latents, len(kinds))
         self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.latents))
-        self._taps = [
+        self.teacher_taps = [
             tuple(dict.fromkeys(p.teacher for p in self.latents if p.teacher_index in (None, i)))
-            for i in range(len(self.teachers))
+            for i in range(len(kinds))
         ]
-        for each, taps in zip(self.teachers, self._taps, strict=True):
-            check_taps(each, taps)
-        self._names = [f"teacher {i} ({type(t).__name__})" for i, t in enumerate(self.teachers)]
         self._inputs = [named_inputs(each) for each in self.teachers]
-        self.inputs = InputNames.any_of(self._inputs)
+        if self.stored is not None:
+            self._check_stored(self.stored)
+        else:
+            for each, taps in zip(self.teachers, self.teacher_taps, strict=True):
+                check_taps(each, taps)
+        known = None if self.stored is None else self.stored.inputs
+        self.inputs = known or InputNames.any_of(self._inputs)
         self._seen_a_batch = False
 
-    def fit_latents(self, student: nn.Module, x: Tensor, **inputs: Any) -> "DistillationLoss":
+    def _check_stored(self, stored: StoredOutputs) -> None:
+        for name, taps, kept in zip(self._names, self.teacher_taps, stored.taps, strict=True):
+            if missing := set(taps) - set(kept):
+                raise ValueError(
+                    f"`latents` has the taps {sorted(missing)} of {name}, but the stored outputs "
+                    f"have {list(kept)}: precompute them with a loss that has these latents."
+                )
+        if stored.views and self.needs_labels:
+            raise ValueError(
+                "the stored outputs have augmented views, without labels, but `teacher_bound`, "
+                "'camkd' and 'confidence' need labels: precompute without views."
+            )
+
+    def fit_latents(
+        self, student: nn.Module, x: Tensor, *, index: Tensor | None = None, **inputs: Any
+    ) -> "DistillationLoss":
         """Make the projectors of the latent pairs, for a student and an example of its inputs.
 
         The student is run once, in eval mode and without gradient, and not kept. ``x`` may have any
-        batch size; ``inputs`` are further inputs of student and teachers. Returns this loss.
+        batch size; ``inputs`` are further inputs of student and teachers. With stored outputs,
+        ``index`` has the numbers of the samples. Returns this loss.
 
         Raises:
             ValueError: if a tap of the student does not exist, or latents do not fit.
@@ -203,15 +228,14 @@ class DistillationLoss(nn.Module):
         student.eval()
         try:
             with torch.no_grad():
-                outputs = self.teacher_outputs(x, **inputs)
+                outputs = self._outputs(index, x, inputs)
                 accepted = accepted_inputs(student, inputs)
                 latents = call_model(student, x, accepted, self.student_taps).latents
         finally:
             for module, training in modes.items():
                 module.training = training
-        self.latent_losses = LatentLosses(
-            self.latents, latents, [o.latents for o in outputs], self.transform, self.bands
-        )
+        shapes = latents, [output.latents for output in outputs]
+        self.latent_losses = LatentLosses(self.latents, *shapes, self.transform, self.bands)
         return self
 
     @property
@@ -231,6 +255,21 @@ class DistillationLoss(nn.Module):
             teacher._apply(fn, recurse)
         return self
 
+    def _outputs(
+        self, index: Tensor | None, x: Tensor | None, inputs: Mapping[str, Any]
+    ) -> tuple[TeacherOutput, ...]:
+        """The teachers' outputs for a batch, stored or live."""
+        if self.stored is not None:
+            if index is None:
+                raise ValueError(
+                    "`index` is None and the teachers' outputs are stored: give the numbers of the "
+                    "samples, or a live teacher in place of the stored outputs."
+                )
+            return self.stored.outputs(index, x)
+        if x is None:
+            raise ValueError("`x` and `outputs` are None, expected one of them.")
+        return self.teacher_outputs(x, **inputs)
+
     @torch.no_grad()
     def teacher_outputs(self, x: Tensor, **inputs: Any) -> tuple[TeacherOutput, ...]:
         """The output of each teacher for inputs ``(batch, ...)``, without gradient.
@@ -238,7 +277,9 @@ class DistillationLoss(nn.Module):
         Each teacher gets those of the further inputs that it accepts.
         """
         outputs = []
-        for teacher, names, taps in zip(self.teachers, self._inputs, self._taps, strict=True):
+        for teacher, names, taps in zip(
+            self.teachers, self._inputs, self.teacher_taps, strict=True
+        ):
             known = inputs.keys() <= names.names
             taken = inputs if known else accepted_inputs(names, inputs)
             outputs.append(call_model(teacher, x, taken, taps))
@@ -253,6 +294,7 @@ class DistillationLoss(nn.Module):
         *,
         latents: Mapping[str, Tensor] | None = None,
         outputs: Sequence[TeacherOutput] | None = None,
+        index: Int[Tensor, " batch *view"] | None = None,
         **inputs: Any,
     ) -> DistillationTerms:
         """The distillation terms of a student's forecast.
@@ -264,6 +306,7 @@ class DistillationLoss(nn.Module):
             mask: True where a label is observed; as many axes as ``y``, each of its size or 1.
             latents: the student's activations by tap, if latents are distilled.
             outputs: of the teachers for this batch, if they are known.
+            index: numbers of the samples in stored outputs; not used with live teachers.
             **inputs: further inputs of the teachers, such as ``edge_index``.
 
         Raises:
@@ -273,7 +316,7 @@ class DistillationLoss(nn.Module):
         if not inputs.keys() <= self.inputs.names:
             inputs = accepted_inputs(self.inputs, inputs)
         check_batch(x, y, mask, inputs, finite=self.check_finite)
-        return self.compare(forecast, x, y, mask, latents, outputs, inputs)
+        return self.compare(forecast, x, y, mask, latents, outputs, inputs, index)
 
     def compare(
         self,
@@ -284,14 +327,13 @@ class DistillationLoss(nn.Module):
         latents: Mapping[str, Tensor] | None,
         outputs: Sequence[TeacherOutput] | None,
         inputs: Mapping[str, Any],
+        index: Tensor | None = None,
     ) -> DistillationTerms:
         """`forward` for a batch that `check_batch` has checked."""
         if self.kd_weight == 0:
             return DistillationTerms(forecast.new_zeros(()))
         if outputs is None:
-            if x is None:
-                raise ValueError("`x` and `outputs` are None, expected one of them.")
-            outputs = self.teacher_outputs(x, **inputs)
+            outputs = self._outputs(index, x, inputs)
         if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
         transform, finite = self.frequency.transform, self.check_finite

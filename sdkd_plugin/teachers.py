@@ -1,20 +1,21 @@
 """Teachers: private frozen copies of any callable model, and their outputs.
 
 Here live the copies, the call of a model with the inputs it accepts and the checks of what it
-returns. What is learned from the outputs is in `loss`.
+returns. What is learned from the outputs is in `loss`, what keeps them in `cache`.
 """
 
 import copy
 import inspect
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jaxtyping
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
@@ -24,9 +25,6 @@ from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
 from sdkd_plugin.taps import TapReader, tap_path
-
-if TYPE_CHECKING:
-    from sdkd_plugin.loss import DistillationLoss
 
 Resolutions = Literal["equal", "shared"]
 Teacher = Callable[..., Tensor]
@@ -156,6 +154,44 @@ class InputNames(NamedTuple):
         return cls(frozenset().union(*names), any(any_name))
 
 
+class StoredOutputs(ABC):
+    """Outputs of teachers that ran before, by sample number; given to a loss in their place.
+
+    Attributes:
+        names: of the teachers' classes.
+        taps: of each teacher, whose latents are kept.
+        inputs: that the teachers accepted.
+        views: augmented ones of each sample; view 0 is its inputs as they are.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        taps: Sequence[Sequence[str]],
+        inputs: InputNames,
+        views: int,
+    ) -> None:
+        self.names, self.taps = tuple(names), tuple(tuple(each) for each in taps)
+        self.inputs, self.views = inputs, views
+
+    @abstractmethod
+    def outputs(
+        self, index: Int[Tensor, " batch *view"], x: Float[Tensor, "batch ..."] | None = None
+    ) -> tuple[TeacherOutput, ...]:
+        """One output a teacher.
+
+        Args:
+            index: numbers of the samples; of shape ``(batch, 2)`` with their views.
+            x: their inputs, to refuse others than the teachers had; the outputs are on its device.
+        """
+
+    @abstractmethod
+    def draw_views(
+        self, index: Int[Tensor, " batch"], x: Float[Tensor, "batch ..."]
+    ) -> tuple[Int[Tensor, "batch 2"], Float[Tensor, "batch ..."]]:
+        """The index of a view of each sample, drawn by torch's generator, and its inputs."""
+
+
 def named_inputs(model: nn.Module) -> InputNames:
     """The inputs that a model accepts.
 
@@ -230,41 +266,6 @@ def call_model(
             "give a module that returns the forecast alone."
         )
     return TeacherOutput(forecast, latents)
-
-
-def precompute(
-    loss: "DistillationLoss", batches: Iterable[Mapping[str, Any]]
-) -> tuple[TeacherOutput, ...]:
-    """The teachers' outputs for a whole data set, so that no training step runs a teacher.
-
-    Args:
-        loss: with the teachers, on their device.
-        batches: keyword arguments of `DistillationLoss.teacher_outputs`: ``x`` and further inputs,
-            in a fixed order. Tensors are moved to the device of the teachers' weights.
-
-    Returns:
-        one output a teacher on the CPU, its rows in the order of the batches. Pass
-        ``[output.select(rows) for output in outputs]`` to a step as ``outputs``.
-
-    Example:
-        >>> from sdkd_plugin import DistillationLoss
-        >>> loss = DistillationLoss(nn.Conv2d(1, 1, 1), GridTransform((8, 8)))
-        >>> (output,) = precompute(loss, ({"x": x} for x in torch.randn(6, 1, 8, 8).split(4)))
-        >>> output.select(torch.tensor([5, 0])).forecast.shape
-        torch.Size([2, 1, 8, 8])
-    """
-    device = next((p.device for teacher in loss.teachers for p in teacher.parameters()), None)
-    parts: list[list[TeacherOutput]] = []
-    for batch in batches:
-        inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-        parts.append([output.to("cpu") for output in loss.teacher_outputs(**inputs)])
-    if not parts:
-        raise ValueError("`batches` is empty, expected at least one batch.")
-    whole = []
-    for each in zip(*parts, strict=True):
-        latents = {tap: torch.cat([part.latents[tap] for part in each]) for tap in each[0].latents}
-        whole.append(TeacherOutput(torch.cat([part.forecast for part in each]), latents))
-    return tuple(whole)
 
 
 def checked_forecasts(

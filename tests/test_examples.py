@@ -20,7 +20,7 @@ def example(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("ns_2d", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in {"SIZES": (24, 3, 3, 0), "LABELLED": 6, "TEACHER_STEPS": 20}.items():
+    for name, value in {"SIZES": (24, 3, 3), "LABELLED": 6, "TEACHER_STEPS": 20}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.chdir(tmp_path)
     np.save("u.npy", torch.randn(30, 20, 8, 8).numpy())
@@ -57,7 +57,7 @@ def test_from_data_to_pictures(example, monkeypatch, capsys):
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ns_2d.py", *arguments])
-    monkeypatch.setattr(example, "SIZES", (480, 40, 60, 0))
+    monkeypatch.setattr(example, "SIZES", (480, 40, 60))
     with pytest.raises(SystemExit) as end:
         example.main()
     assert end.value.code == 2

@@ -15,15 +15,14 @@ from tqdm import tqdm
 
 from sdkd_plugin.data import time_stepping
 from sdkd_plugin.data import vorticity as equation
-from sdkd_plugin.data.etdrk4 import etdrk4_coefficients
 from sdkd_plugin.data.navier_stokes import gaussian_random_field, navier_stokes
+from sdkd_plugin.data.time_stepping import etdrk4_coefficients
 from sdkd_plugin.data.vorticity import fno_forcing, solve
 
 # By name, because the package exports the function of this name in the module's place.
 data_set = importlib.import_module("sdkd_plugin.data.navier_stokes")
 
-QUIET = {"progress": False}
-UNFORCED = {"forcing": None, "progress": False}
+UNFORCED = {"forcing": None}
 SMALL = {"resolution": 16, "solver_resolution": 32, "duration": 2.0, "progress": False}
 
 
@@ -68,7 +67,7 @@ class TestExactSolutions:
     def test_forced_from_rest(self):
         # f has one shell of wave numbers too: w = f (1 - exp(-r t)) / r with r = 8 pi^2 nu.
         rate = 8 * math.pi**2 * 1e-2
-        got = solve(torch.zeros(1, 16, 16).double(), viscosity=1e-2, duration=3.0, dt=0.5, **QUIET)
+        got = solve(torch.zeros(1, 16, 16).double(), viscosity=1e-2, duration=3.0, dt=0.5)
         for i, t in enumerate((1, 2, 3)):
             exact = fno_forcing(*axes(16)) * (1 - math.exp(-rate * t)) / rate
             assert float((got[0, i] - exact).abs().max()) < 1e-14
@@ -97,9 +96,8 @@ class TestConservation:
     @pytest.mark.parametrize("n", [32, 33])
     def test_nothing_above_a_third_of_the_grid(self, n):
         w = gaussian_random_field(1, n, generator=0) + 1
-        rough = torch.ones(n, n).double().tril()
-        for forcing in (None, rough):
-            got = solve(w, duration=1.0, viscosity=0.0, forcing=forcing, **QUIET)
+        for forcing in (None, lambda x, y: (x >= y).double()):
+            got = solve(w, duration=1.0, viscosity=0.0, forcing=forcing)
             torch.testing.assert_close(got, truncated(got), rtol=0, atol=1e-13)
 
     @pytest.mark.parametrize(("scheme", "steps", "order"), [("etdrk4", 32, 5), ("cn-heun", 64, 3)])
@@ -120,7 +118,7 @@ class TestConservation:
         for scheme in ("etdrk4", "cn-heun", "cn-euler"):
             got = solve(
                 w + 0.5, duration=2.0, forcing=lambda x, y: fno_forcing(x, y) + 0.25, dt=1 / 16,
-                scheme=scheme, **QUIET,
+                scheme=scheme,
             )  # fmt: skip
             expected = torch.tensor([0.75, 1.0]).double().expand(2, 2)
             torch.testing.assert_close(got.mean((-1, -2)), expected, rtol=0, atol=1e-14)
@@ -133,32 +131,27 @@ class TestAccuracy:
     )
     def test_order(self, scheme, steps, order, window):
         w = 4 * gaussian_random_field(2, 32, generator=0)
-        reference = solve(w, duration=1.0, dt=1 / 512, **QUIET)
+        reference = solve(w, duration=1.0, dt=1 / 512)
         errors = [
-            relative_l2(solve(w, duration=1.0, dt=1 / n, scheme=scheme, **QUIET), reference)
+            relative_l2(solve(w, duration=1.0, dt=1 / n, scheme=scheme), reference)
             for n in (steps, 2 * steps, 4 * steps)
         ]
         orders = [math.log2(a / b) for a, b in pairwise(errors)]
         assert orders == pytest.approx([order] * 2, abs=window)
 
     def test_space_converges(self):
-        coarse = gaussian_random_field(1, 32, generator=2, alpha=6.0, scale=1e9)
-        fine = gaussian_random_field(1, 64, generator=2, alpha=6.0, scale=1e9)
-        settings = {"viscosity": 2e-3, "duration": 2.0, "dt": 1 / 64, **QUIET}
+        coarse, fine = (
+            torch.exp(torch.cos(2 * math.pi * (x + y)) / 2 + torch.sin(2 * math.pi * x) / 2)[None]
+            for x, y in (axes(32), axes(64))
+        )
+        settings = {"viscosity": 2e-3, "duration": 2.0, "dt": 1 / 64}
         assert relative_l2(solve(coarse, **settings), solve(fine, **settings)[..., ::2, ::2]) < 1e-6
 
     def test_float32_agrees_with_float64(self):
         w = gaussian_random_field(2, 32, generator=0)
-        single = solve(w.float(), duration=5.0, **QUIET)
+        single = solve(w.float(), duration=5.0)
         assert single.dtype == torch.float32
-        assert relative_l2(single.double(), solve(w, duration=5.0, **QUIET)) < 1e-5
-
-    def test_samples_do_not_see_each_other(self):
-        w = gaussian_random_field(3, 32, generator=0)
-        together = solve(w, duration=2.0, **QUIET)
-        for i in range(3):
-            alone = solve(w[i : i + 1], duration=2.0, **QUIET)
-            assert relative_l2(alone[0], together[i]) < 1e-13
+        assert relative_l2(single.double(), solve(w, duration=5.0)) < 1e-5
 
     def test_equation_has_no_preferred_place_nor_direction(self):
         w = gaussian_random_field(2, 24, generator=0)
@@ -189,12 +182,6 @@ class TestAccuracy:
 
 
 class TestInitialField:
-    @pytest.mark.parametrize("name", ["alpha", "tau", "scale"])
-    @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
-    def test_refuses_parameters_out_of_range(self, name, value):
-        with pytest.raises(ValueError, match=rf"`{name}` is .*finite number above 0"):
-            gaussian_random_field(1, 8, generator=0, **{name: value})
-
     def test_spectrum_follows_the_law(self):
         n, samples = 16, 4000
         fields = gaussian_random_field(samples, n, generator=0)
@@ -241,14 +228,13 @@ class TestSolveRefuses:
             ({"dt": 0.4999}, r"`dt` is 0.4999, expected a divisor of `record_interval` 1.0.*0.33"),
             ({"dt": math.nan}, r"`dt` is nan"),
             ({"scheme": "etdrk"}, r"`scheme` is 'etdrk'.*mean 'etdrk4'"),
-            ({"forcing": torch.zeros(8, 4)}, r"`forcing` has shape \(8, 4\), expected \(8, 8\)"),
-            ({"forcing": lambda x, y: x[:4]}, r"`forcing` has shape \(4, 8\)"),
+            ({"forcing": lambda x, y: x[:4]}, r"`forcing` has shape \(4, 8\), expected \(8, 8\)"),
             ({"forcing": lambda x, y: 1 / x}, r"`forcing` has 8 of 64 values that are NaN or Inf"),
         ],
     )
     def test_bad_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
-            solve(torch.zeros(1, 8, 8), **{"duration": 1.0, **QUIET, **arguments})
+            solve(torch.zeros(1, 8, 8), **{"duration": 1.0, **arguments})
 
     @pytest.mark.parametrize(
         ("fields", "message"),
@@ -266,17 +252,17 @@ class TestSolveRefuses:
     )
     def test_bad_fields(self, fields, message):
         with pytest.raises(ValueError, match=message):
-            solve(fields, duration=1.0, **QUIET)
+            solve(fields, duration=1.0)
 
     def test_but_not_decimals_that_only_binary_makes_uneven(self):
         w = torch.zeros(1, 8, 8)
-        got = solve(w, duration=0.9, record_interval=0.3, dt=0.1, **QUIET)
+        got = solve(w, duration=0.9, record_interval=0.3, dt=0.1)
         assert got.shape == (1, 3, 8, 8)
 
     @pytest.mark.parametrize("scheme", ["etdrk4", "cn-heun"])
     def test_the_steps_suggested_lead_out(self, scheme):
         w = gaussian_random_field(1, 32, generator=0)
-        settings = {"duration": 20.0, "viscosity": 1e-5, "scheme": scheme, **QUIET}
+        settings = {"duration": 20.0, "viscosity": 1e-5, "scheme": scheme}
         with pytest.raises(ValueError, match=r"`dt` is 0\.25,.* lost after t = [1-9]") as caught:
             solve(w, dt=0.25, **settings)
         # The flow gains speed until it is lost, so the first suggestion need not be the last.
@@ -290,11 +276,10 @@ class TestSolveRefuses:
         pytest.fail(f"even dt={dt} is too large")
 
     def test_leaves_what_it_was_given_alone(self):
-        w, f = gaussian_random_field(1, 8, generator=0), torch.ones(8, 8)
-        copies = w.clone(), f.clone()
-        solve(w, forcing=f, duration=1.0, **QUIET)
-        assert torch.equal(w, copies[0])
-        assert torch.equal(f, copies[1])
+        w = gaussian_random_field(1, 8, generator=0)
+        copy = w.clone()
+        solve(w, duration=1.0)
+        assert torch.equal(w, copy)
 
 
 class Terminal(io.StringIO):
@@ -303,11 +288,6 @@ class Terminal(io.StringIO):
 
 
 class TestProgress:
-    def test_a_callers_bar_advances_by_a_step(self):
-        with tqdm(total=6, file=io.StringIO()) as bar:
-            solve(torch.zeros(1, 8, 8), duration=2.0, dt=1 / 3, progress=bar)
-            assert bar.n == 6
-
     @pytest.mark.parametrize("stderr", [Terminal, io.StringIO])
     def test_slow_runs_show_a_bar_on_a_terminal(self, stderr, monkeypatch):
         class AtOnce(tqdm):
@@ -329,7 +309,7 @@ class TestDataSet:
     def test_defaults_are_the_recipe(self):
         fields = navier_stokes(2, **SMALL, cache=False)
         initial = [gaussian_random_field(1, 32, generator=start) for start in start_seeds(0, 2)]
-        solved = solve(torch.cat(initial).float(), viscosity=1e-3, duration=2.0, **QUIET)
+        solved = solve(torch.cat(initial).float(), viscosity=1e-3, duration=2.0)
         torch.testing.assert_close(fields, solved[..., ::2, ::2])
         assert fields.shape == (2, 2, 16, 16)
         assert fields.dtype == torch.float32
@@ -366,17 +346,11 @@ class TestDataSet:
         [
             ({"n_samples": 0}, r"`n_samples` is 0"),
             ({"resolution": 24}, r"`resolution` is 24, expected a divisor.*32"),
-            ({"resolution": 64}, r"`resolution` is 64, expected a divisor.*32"),
             ({"resolution": 2}, r"`resolution` is 2, expected an integer of at least 4"),
-            ({"solver_resolution": 0}, r"`solver_resolution` is 0"),
             ({"batch_size": 0}, r"`batch_size` is 0"),
             ({"seed": -1}, r"`seed` is -1, expected an integer of at least 0"),
-            ({"initial_scale": -1.0}, r"`initial_scale` is -1.0"),
-            ({"viscosity": -1.0}, r"`viscosity` is -1.0"),
-            ({"dt": 0.3}, r"`dt` is 0.3, expected a divisor"),
             ({"dtype": torch.float16}, r"`dtype` is torch.float16, expected torch.float32 or"),
             ({"downsampling": "subsampel"}, r"`downsampling` is 'subsampel'.*'subsample'\?"),
-            ({"forcing": torch.zeros(16, 16)}, r"`forcing` has shape \(16, 16\), .*\(32, 32\)"),
         ],
     )
     def test_refuses_bad_arguments_and_stores_nothing(self, arguments, message, tmp_path):
@@ -414,10 +388,7 @@ class TestCache:
             {"viscosity": 2e-3},
             {"duration": 1.0},
             {"record_interval": 0.5},
-            {"initial_scale": 1.0},
-            {"forcing": None},
             {"dt": 1 / 64},
-            {"scheme": "cn-heun"},
             {"downsampling": "truncate"},
             {"seed": 1},
             {"dtype": torch.float64},
@@ -427,12 +398,6 @@ class TestCache:
             assert len(os.listdir(tmp_path)) == number, change
         navier_stokes(2, **SMALL, cache=tmp_path)
         assert len(os.listdir(tmp_path)) == len(changes) + 1
-
-    def test_forcing_counts_by_value(self, tmp_path):
-        navier_stokes(1, **SMALL, cache=tmp_path)
-        navier_stokes(1, **SMALL, forcing=lambda x, y: fno_forcing(x, y), cache=tmp_path)
-        navier_stokes(1, **SMALL, forcing=fno_forcing(*axes(32)), cache=tmp_path)
-        assert len(os.listdir(tmp_path)) == 1
 
 
 def test_devices_agree(device):

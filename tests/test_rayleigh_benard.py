@@ -15,14 +15,13 @@ from torch.fft import irfft, rfft
 from sdkd_plugin.data import boussinesq as equations
 from sdkd_plugin.data.boussinesq import solve
 from sdkd_plugin.data.plate_modes import gauss_points, heat_modes, stokes_modes
-from sdkd_plugin.data.rayleigh_benard import nusselt_number, perturbed_conduction, rayleigh_benard
+from sdkd_plugin.data.rayleigh_benard import perturbed_conduction, rayleigh_benard
 
 # By name, because the package exports the function of this name in the module's place.
 data_set = importlib.import_module("sdkd_plugin.data.rayleigh_benard")
 
 CRITICAL = 1707.762
 ROLLS = 2 * math.pi / 3.117  # the period at which convection sets in first
-QUIET = {"progress": False}
 SMALL = {
     "rayleigh": 1e4,
     "resolution": (16, 8),
@@ -62,20 +61,19 @@ def at_heights(fields, heights, derivative=0):
     return fields @ torch.from_numpy(values)
 
 
-def all_nusselt(fields, rayleigh, prandtl, grid="gauss"):
-    return [
-        nusselt_number(fields, rayleigh=rayleigh, prandtl=prandtl, through=through, grid=grid)
-        for through in ("volume", "bottom", "top")
-    ]
+def all_nusselt(fields, rayleigh, prandtl):
+    """The heat carried over that of conduction: 1 + sqrt(Ra Pr) <w T>, and -dT/dz at each plate."""
+    _, weights = gauss_points(fields.shape[-1])
+    flux = (fields[..., 2, :, :] * fields[..., 0, :, :]).mean(-2) @ weights
+    plates = -at_heights(fields[..., 0, :, :].mean(-2), [0.0, 1.0], derivative=1)
+    return [1 + math.sqrt(rayleigh * prandtl) * flux, *plates.unbind(-1)]
 
 
 @pytest.fixture(scope="module")
 def turbulent():
     """A developed, unsteady and asymmetric flow at Ra = 1e5, on 32 x 24 points."""
     start = one_roll(32, 24, higher=0.5)
-    return solve(start, rayleigh=1e5, duration=8.0, record_interval=8.0, dt=1 / 16, progress=False)[
-        :, 0
-    ]
+    return solve(start, rayleigh=1e5, duration=8.0, record_interval=8.0, dt=1 / 16)[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,6 @@ def steady():
         duration=120.0,
         record_interval=60.0,
         dt=0.25,
-        progress=False,
     )
 
 
@@ -105,7 +102,6 @@ class TestOnset:
                 duration=24.0,
                 record_interval=8.0,
                 dt=0.125,
-                progress=False,
             )
             # By t = 8 the modes that decay are gone, at a rate of about 1.
             sizes = (fields[0, :, 0] - (1 - z)).norm(dim=(-1, -2))
@@ -132,10 +128,8 @@ class TestOnset:
 
 class TestHeat:
     def test_below_the_critical_rayleigh_number_only_conduction_is_left(self):
-        start = perturbed_conduction(2, (16, 16), generator=0)
-        fields = solve(
-            start, rayleigh=1000.0, duration=80.0, record_interval=20.0, dt=0.25, **QUIET
-        )
+        start = perturbed_conduction((16, 16), seed=0)
+        fields = solve(start, rayleigh=1000.0, duration=30.0, record_interval=10.0, dt=0.25)
         for nusselt in all_nusselt(fields, 1000.0, 1.0):
             excess = (nusselt - 1).abs()
             assert torch.all(excess[:, -1] < 1e-6)
@@ -165,42 +159,12 @@ class TestHeat:
                 duration=30 * round(math.sqrt(prandtl)) / excess,
                 record_interval=15 * round(math.sqrt(prandtl)) / excess,
                 dt=1.0,
-                progress=False,
             )
-            nusselt = nusselt_number(fields, rayleigh=rayleigh, prandtl=prandtl, grid="gauss")[0]
+            nusselt = all_nusselt(fields, rayleigh, prandtl)[0][0]
             assert float(nusselt[1]) == pytest.approx(float(nusselt[0]), abs=1e-5)
             ratios.append(float(nusselt[1] - 1) * g / (1 - CRITICAL / rayleigh))
         assert ratios[1] == pytest.approx(1, abs=0.02)
         assert 2 * ratios[0] - ratios[1] == pytest.approx(1, abs=2e-3)
-
-    def test_numbers_of_a_field_worked_out_by_hand(self):
-        x = 2 * math.pi * torch.arange(16).double()[:, None] / 16
-        for grid, tolerance in (("gauss", 1e-9), ("uniform", 1e-5)):
-            z = gauss_points(32)[0] if grid == "gauss" else (torch.arange(32) + 0.5).double() / 32
-            temperature = 1 - z + 0.1 * torch.sin(2 * math.pi * z) + 0.2 * torch.cos(x)
-            w = torch.cos(x) * torch.sin(math.pi * z) ** 2
-            fields = torch.stack([temperature - 0.2 * torch.cos(x) * (1 - z), 0 * w, w])
-            volume, bottom, top = all_nusselt(fields[None], 400.0, 0.25, grid)
-            # sqrt(Ra Pr) = 10, and <cos(x)^2> = 1/2, <sin(pi z)^2 z> = 1/4.
-            assert float(volume) == pytest.approx(1 + 10 * 0.2 / 2 / 4, abs=tolerance)
-            assert float(bottom) == pytest.approx(1 - 0.2 * math.pi, abs=tolerance)
-            assert float(top) == pytest.approx(1 - 0.2 * math.pi, abs=tolerance)
-
-    def test_bottom_is_not_top(self):
-        z, _ = gauss_points(16)
-        fields = (1 - z**2).expand(1, 4, 16)
-        assert float(nusselt_number(fields, rayleigh=1.0, through="bottom", grid="gauss")) < 1e-10
-        top = nusselt_number(fields, rayleigh=1.0, through="top", grid="gauss")
-        assert float(top) == pytest.approx(2, abs=1e-10)
-
-    def test_uniform_grid_tells_nearly_the_same(self, steady):
-        coarse = at_heights(steady, (np.arange(32) + 0.5) / 32)
-        for got, exact in zip(
-            all_nusselt(coarse, 5000.0, 0.71, "uniform"),
-            all_nusselt(steady, 5000.0, 0.71),
-            strict=True,
-        ):
-            torch.testing.assert_close(got, exact, rtol=1e-4, atol=0)
 
 
 class TestEquations:
@@ -225,7 +189,7 @@ class TestEquations:
         start = torch.zeros(1, 3, 8, 24).double()
         start[:, 0] = 1 - z + 0.2 * torch.sin(2 * math.pi * z)
         start[:, 1] = torch.sin(math.pi * z) + torch.sin(3 * math.pi * z)
-        got = solve(start, rayleigh=1e3, prandtl=4.0, duration=2.0, **QUIET)
+        got = solve(start, rayleigh=1e3, prandtl=4.0, duration=2.0)
         viscosity, diffusivity = math.sqrt(4 / 1e3), 1 / math.sqrt(4e3)
         for i, t in enumerate((1, 2)):
             slow, fast = (math.exp(-viscosity * (m * math.pi) ** 2 * t) for m in (1, 3))
@@ -267,7 +231,7 @@ class TestEquations:
             assert float(part.real.sum().abs() / part.abs().sum()) < 1e-14
 
     def test_equations_have_no_preferred_place_nor_direction(self, turbulent):
-        settings = {"rayleigh": 1e5, "duration": 1.0, **QUIET}
+        settings = {"rayleigh": 1e5, "duration": 1.0}
         got = solve(turbulent, **settings)
         moved = solve(turbulent.roll(5, -2), **settings)
         torch.testing.assert_close(moved, got.roll(5, -2), rtol=0, atol=1e-11)
@@ -286,7 +250,7 @@ class TestEquations:
 class TestAccuracy:
     def test_fourth_order_in_time(self, turbulent):
         def late(steps):
-            return solve(turbulent, rayleigh=1e5, duration=1.0, dt=1 / steps, **QUIET)
+            return solve(turbulent, rayleigh=1e5, duration=1.0, dt=1 / steps)
 
         reference = late(256)
         errors = [relative_l2(late(steps), reference) for steps in (8, 16, 32)]
@@ -299,7 +263,7 @@ class TestAccuracy:
         def late(nx, nz):
             fields = solve(
                 one_roll(nx, nz, higher=0.5), rayleigh=1e4, duration=6.0, record_interval=6.0,
-                dt=1 / 16, **QUIET,
+                dt=1 / 16,
             )  # fmt: skip
             return at_heights(fields[..., :: nx // 16, :], heights)
 
@@ -311,7 +275,7 @@ class TestAccuracy:
         assert errors[2] < 1e-6
 
     def test_going_on_from_a_result_is_going_on(self, turbulent):
-        settings = {"rayleigh": 1e5, "prandtl": 0.7, **QUIET}
+        settings = {"rayleigh": 1e5, "prandtl": 0.7}
         whole = solve(turbulent, duration=2.0, **settings)
         half = solve(turbulent, duration=1.0, **settings)
         torch.testing.assert_close(half, whole[:, :1], rtol=0, atol=0)
@@ -321,23 +285,15 @@ class TestAccuracy:
 
 class TestInitialFields:
     def test_waves_have_the_amplitude_and_meet_the_plates(self):
-        fields = perturbed_conduction(400, (32, 24), generator=0, amplitude=0.2)
+        fields = torch.cat([perturbed_conduction((32, 24), seed=i) for i in range(400)])
         z, weights = gauss_points(24)
         waves = fields[:, 0] - (1 - z)
         variance = (waves.square() @ weights).mean()
         # 64 normal amplitudes a field: a relative deviation of sqrt(2 / 64 / 400) = 0.009.
-        assert float(variance) == pytest.approx(0.04, rel=0.045)
+        assert float(variance) == pytest.approx(0.05**2, rel=0.045)
         assert float(waves.mean(1).abs().max()) < 1e-15
         assert float(at_heights(waves, [0.0, 1.0]).abs().max()) < 1e-10
         assert float(fields[:, 1:].abs().max()) == 0
-
-    def test_generator_advances_and_the_global_one_is_untouched(self):
-        before = torch.random.get_rng_state()
-        generator = torch.Generator().manual_seed(3)
-        first = perturbed_conduction(1, (16, 8), generator=generator)
-        assert torch.equal(first, perturbed_conduction(1, (16, 8), generator=3))
-        assert not torch.equal(first, perturbed_conduction(1, (16, 8), generator=generator))
-        assert torch.equal(before, torch.random.get_rng_state())
 
 
 class TestDataSet:
@@ -379,21 +335,15 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"n_samples": 0}, r"`n_samples` is 0"),
             ({"rayleigh": -1.0}, r"`rayleigh` is -1.0, expected a finite number above 0"),
-            ({"rayleigh": math.nan}, r"`rayleigh` is nan"),
             ({"prandtl": 0.0}, r"`prandtl` is 0.0, expected a finite number above 0"),
             ({"aspect_ratio": math.inf}, r"`aspect_ratio` is inf"),
-            ({"duration": -2.0}, r"`duration` is -2.0"),
-            ({"record_interval": 0.3}, r"`record_interval` is 0.3, expected a divisor.*`duration`"),
-            ({"dt": 0.3}, r"`dt` is 0.3, expected a divisor of `record_interval` 1.0.*0.25"),
             ({"spin_up": -1.0}, r"`spin_up` is -1.0, expected a finite number at least 0"),
             ({"spin_up": 1.5}, r"`record_interval` is 1.0, expected a divisor of `spin_up` 1.5"),
             ({"resolution": (12, 8)}, r"`resolution` has 12 points along x, .* divisor .* 16"),
             ({"resolution": (16, 0)}, r"`resolution` is 0, expected an integer of at least 1"),
             ({"solver_resolution": (16, 7)}, r"`nz` is 7, expected an integer of at least 8"),
             ({"solver_resolution": (3, 16)}, r"`nx` is 3, expected an integer of at least 4"),
-            ({"initial_amplitude": -0.1}, r"`initial_amplitude` is -0.1"),
             ({"seed": -1}, r"`seed` is -1, expected an integer of at least 0"),
             ({"batch_size": 0}, r"`batch_size` is 0"),
             ({"dtype": torch.float16}, r"`dtype` is torch.float16, expected torch.float32 or"),
@@ -417,24 +367,10 @@ class TestRefuses:
     )
     def test_fields(self, fields, message):
         with pytest.raises(ValueError, match=message):
-            solve(fields, rayleigh=1e4, **QUIET)
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({}, r"`fields` has 1 channels.*`velocity=True`"),
-            ({"through": "botom"}, r"`through` is 'botom'.*Did you mean 'bottom'\?"),
-            ({"grid": "chebyshev"}, r"`grid` is 'chebyshev', expected one of"),
-            ({"rayleigh": 0.0, "through": "top"}, r"`rayleigh` is 0.0"),
-            ({"through": "top"}, r"`fields` has 64 of 64 values that are NaN"),
-        ],
-    )
-    def test_nusselt_numbers(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            nusselt_number(torch.full((1, 1, 8, 8), math.nan), **{"rayleigh": 1e4} | options)
+            solve(fields, rayleigh=1e4)
 
     def test_too_large_a_step_and_its_remedy_works(self):
-        settings = {"rayleigh": 1e6, "duration": 8.0, "record_interval": 8.0, **QUIET}
+        settings = {"rayleigh": 1e6, "duration": 8.0, "record_interval": 8.0}
         start = one_roll(32, 24, amplitude=0.3)
         with pytest.raises(ValueError, match=r"`dt` is 4, expected a step for which") as refused:
             solve(start, dt=4.0, **settings)
@@ -456,7 +392,6 @@ def test_heat_of_steady_rolls_at_other_rayleigh_numbers(rayleigh, points, publis
         duration=100.0,
         record_interval=50.0,
         dt=0.125,
-        progress=False,
     )
     volume, bottom, top = torch.stack(all_nusselt(fields, rayleigh, 0.71))[:, 0]
     torch.testing.assert_close(volume[1], volume[0], rtol=1e-3, atol=0)

@@ -3,9 +3,6 @@
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -102,21 +99,6 @@ class TestAtomicPath:
         assert target.read_text() == "old"
         assert os.listdir(tmp_path) == ["table.csv"]
 
-    def test_stale_files_of_killed_writers_are_removed(self, tmp_path):
-        code = (
-            "import os, sys; from sdkd_plugin.data.store import atomic_path\n"
-            "with atomic_path(sys.argv[1]) as path: path.write_text('half'); os._exit(9)"
-        )
-        subprocess.run([sys.executable, "-c", code, tmp_path / "a.csv"], check=False)
-        (left,) = tmp_path.iterdir()
-        (tmp_path / ".hidden.csv").touch()
-        os.utime(tmp_path / ".hidden.csv", (0, 0))
-        for age, remain in ((0, 3), (3601, 2)):
-            os.utime(left, (time.time() - age,) * 2)
-            with atomic_path(tmp_path / "b.csv") as temporary:
-                temporary.write_text("whole")
-            assert len(os.listdir(tmp_path)) == remain
-
     def test_says_when_nothing_was_written(self, tmp_path):
         with (
             pytest.raises(FileNotFoundError, match=r"nothing was written.*a\.csv; write to"),
@@ -201,16 +183,10 @@ class TestLoadOrCompute:
         with pytest.raises(ValueError, match="is truncated or damaged"):
             read()
 
-    def test_a_folder_that_cannot_be_written_is_said_before_computing(self, tmp_path):
+    def test_a_folder_that_cannot_be_written_does_not_lose_the_array(self, tmp_path):
         (tmp_path / "file").touch()
-        order = []
-
-        def compute():
-            order.append(len(warned))
-            return torch.ones(2)
-
-        with pytest.warns(UserWarning, match=r"a-\w+.safetensors cannot be kept") as warned:
-            array = load_or_compute("a", compute, parameters={}, folder=tmp_path / "file" / "sub")
+        with pytest.warns(UserWarning, match=r"a-\w+.safetensors cannot be kept"):
+            array = load_or_compute(
+                "a", lambda: torch.ones(2), parameters={}, folder=tmp_path / "file" / "sub"
+            )
         assert torch.equal(array, torch.ones(2))
-        assert order == [1]
-        assert len(warned) == 1

@@ -90,14 +90,6 @@ def test_one_time_splits_training_from_test() -> None:
     assert all(index[w[4]] < pd.Timestamp(split) <= index[w[6]] for w in astride)
 
 
-def test_incomplete_days_are_those_with_some_slots_missing() -> None:
-    index = half_hours("2013-07-01", 4 * 48, without=[50, 51, *range(96, 144)])
-    data = flows(index)
-    assert data.incomplete_days.tolist() == [pd.Timestamp("2013-07-02")]
-    whole = ~index.normalize().isin(data.incomplete_days)
-    assert flows(index[whole]).incomplete_days.empty
-
-
 @pytest.mark.usefixtures("as_shipped")
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -184,7 +176,7 @@ def test_flows_that_no_reader_would_build(change: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("frames", "options", "message"),
     [
-        ((4, 1), {}, "no 5 consecutive half hours are in the 7 frames from"),
+        ((4, 1), {}, "no 5 consecutive half hours .* are in the 7 frames from"),
         ((4, 5), {}, "no 9 consecutive"),
         ((1, 1), {"start": "2014"}, "no 2 consecutive half hours with targets from 2014 until"),
         ((1, 1), {"start": "soon"}, "`start` is 'soon', expected a time"),

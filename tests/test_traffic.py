@@ -50,7 +50,6 @@ class TestCsvPair:
         assert data.edge_weight.tolist() == [0.5, 0.25]
         assert data.node_ids == ("71", "72", "73")
         assert str(data.index[1]) == "2012-03-01 00:05:00"
-        assert data.positions is None
         assert data.source == "T-GCN csv pair speed.csv, adj.csv"
 
     def test_missing_is_what_the_caller_says(self, tmp_path):
@@ -109,31 +108,6 @@ class TestCsvPair:
         with pytest.raises(ValueError, match=r"speed.csv is not text, expected a csv file"):
             read_csv_pair(speed, adjacency, start="2012-03-01", missing="none")
 
-    @pytest.mark.parametrize(
-        ("text", "match"),
-        [
-            ("sensor_id,latitude\n71,34\n", r"places.csv has the columns .*, expected 'sensor"),
-            ("sensor_id,latitude,longitude\n71,34,-118\n", "places.csv lacks 2 of 3 sensors"),
-            ("sensor_id,latitude,longitude\n71,34,1\n72,34\n73,1,1\n", "places.csv .* cut short"),
-            ("sensor_id,latitude,longitude\n71,1,a\n72,1,1\n73,1,1\n", "that is not a number"),
-        ],
-    )
-    def test_bad_locations_are_named(self, tmp_path, text, match):
-        (tmp_path / "places.csv").write_text(text)
-        with pytest.raises(ValueError, match=match):
-            read(tmp_path, locations=tmp_path / "places.csv")
-
-    def test_locations_are_matched_by_sensor_id(self, tmp_path):
-        places = tmp_path / "places.csv"
-        places.write_text(
-            "index,sensor_id,latitude,longitude\n0,73,34.3,-118.3\n1,71,34.1,-118.1\n"
-            "2,72,34.2,-118.2\n3,99,0,0\n"
-        )
-        data = read(tmp_path, locations=places)
-        assert data.positions is not None
-        expected = torch.tensor([[-118.1, 34.1], [-118.2, 34.2], [-118.3, 34.3]])
-        torch.testing.assert_close(data.positions, expected)
-
 
 class TestLosLoop:
     @pytest.mark.skipif(not LOS_LOOP.is_dir(), reason="the shared Los-loop files are not here")
@@ -143,7 +117,6 @@ class TestLosLoop:
         assert data.mask.all()
         assert str(data.index[-1]) == "2012-03-07 23:55:00"
         assert data.edge_index.shape == (2, 2833 - 207)
-        assert data.positions is not None
         assert float(data.speed.mean()) == pytest.approx(58.89, abs=0.01)
         columns = pd.read_csv(LOS_LOOP / "los_speed.csv")
         np.testing.assert_allclose(data.speed.numpy(), columns.to_numpy(), rtol=1e-6)
@@ -169,7 +142,6 @@ class TestFindTraffic:
         [
             (["los_speed.csv", "los_adj.csv", "sensor_locations.csv"], "los_loop", "los_speed.csv"),
             (["my_speed.csv", "graph_adj.csv", "notes.txt"], "csv_pair", "my_speed.csv"),
-            (["a_speed.csv", "a_adj.csv", "b_speed.csv"], "csv_pair", "a_speed.csv"),
             (["metr_la.h5", "metr_la_dist.npy", "locations.csv"], "metr_la", "metr_la.h5"),
             (
                 ["metr_la.h5", "distances_la.csv", "sensor_ids_la.txt", "sensor_locations_la.csv"],
@@ -185,7 +157,6 @@ class TestFindTraffic:
         assert found.kind == kind
         assert found.speed == tmp_path / speed
         assert (found.adjacency is None) == (kind == "metr_la")
-        assert (found.locations is None) == (kind != "los_loop")
 
     def test_lists_what_it_looked_for(self, tmp_path):
         (tmp_path / "metr_la.h5").touch()
@@ -222,7 +193,6 @@ class TestTrafficData:
             ({"edge_weight": torch.ones(2)}, r"`edge_weight` has shape \(2,\), expected \(1,\)"),
             ({"edge_weight": torch.tensor([-0.5])}, "`edge_weight` goes down to -0.5"),
             ({"edge_weight": torch.tensor([float("nan")])}, "`edge_weight` has 1 of 1 values"),
-            ({"positions": torch.ones(3, 2)}, r"`positions` has shape \(3, 2\), expected \(2, 2\)"),
             ({"index": pd.date_range("2012", periods=2)}, "`index` has 2 times, expected 3"),
             (
                 {"index": pd.DatetimeIndex(["2012-03-01", "2012-03-02", "2012-03-04"])},

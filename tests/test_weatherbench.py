@@ -14,12 +14,7 @@ import pytest
 import torch
 import xarray as xr
 
-from sdkd_plugin.data import (
-    WeatherData,
-    latitude_weighted_rmse,
-    latitude_weights,
-    read_weatherbench,
-)
+from sdkd_plugin.data import WeatherData, latitude_weighted_rmse, read_weatherbench
 
 LATITUDE = np.linspace(-78.75, 78.75, 8)  # 22.5 degrees, made as WeatherBench's grids are
 LONGITUDE = np.arange(16) * 22.5
@@ -308,19 +303,6 @@ def test_without_xarray_the_error_says_what_to_install(
         read_weatherbench(tmp_path, {"t2m": None})
 
 
-def test_latitude_weights_are_areas() -> None:
-    # On a grid without poles the area of a cell goes exactly with the cosine.
-    latitude = torch.from_numpy(LATITUDE)
-    cosine = torch.cos(torch.deg2rad(latitude))
-    torch.testing.assert_close(latitude_weights(latitude), cosine / cosine.mean())
-    torch.testing.assert_close(latitude_weights(latitude.flip(0)), latitude_weights(latitude))
-    # With rows on the poles these have half a cell each: weights stay above 0 and sum to the rows.
-    poles = latitude_weights(torch.linspace(-90, 90, 5, dtype=torch.float64))
-    half = 1 - np.sin(np.deg2rad(67.5))
-    torch.testing.assert_close(poles[0], torch.tensor(half / 2 * 5, dtype=torch.float64))
-    assert latitude_weights(torch.tensor([12.0])).tolist() == [1.0]
-
-
 def test_weighted_rmse_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     forecast, truth = torch.randn(2, 3, 5, 2, 8, 16, generator=generator).double()
@@ -330,13 +312,22 @@ def test_weighted_rmse_by_hand() -> None:
     expected = [np.sqrt((weights[:, None] * error[:, :, c] ** 2).mean()) for c in range(2)]
     measured = latitude_weighted_rmse(forecast, truth, latitude)
     assert measured.tolist() == pytest.approx(expected, rel=1e-12)
+    # Rows on the poles have half a cell each.
+    cap, middle = (1 - np.sin(np.pi / 4)), 2 * np.sin(np.pi / 4)
+    truth, latitude = torch.zeros(1, 3, 2).double(), torch.tensor([-90.0, 0.0, 90.0]).double()
+    at_pole, between = truth.clone(), truth.clone()
+    at_pole[:, 0], between[:, 1] = 1, 1
+    for forecast, share in ((at_pole, cap / 2), (between, middle / 2)):
+        error = latitude_weighted_rmse(forecast, truth, latitude)
+        assert error.tolist() == pytest.approx([share**0.5], rel=1e-12)
 
 
 @pytest.mark.usefixtures("as_shipped")
-@pytest.mark.parametrize("latitude", [[0.0, 1.0, 0.5], [0.0, 95.0], [0.0, 0.0], []])
+@pytest.mark.parametrize("latitude", [[0.0, 1.0, 0.5], [0.0, 95.0], [0.0, 0.0], [-100.0]])
 def test_bad_latitudes(latitude: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"expected degrees in \[-90, 90\] that ascend"):
-        latitude_weights(torch.tensor(latitude))
+    fields = torch.zeros(1, len(latitude), 2)
+    with pytest.raises(ValueError, match=r"`latitude` is .*, expected ascending, from -90 to 90"):
+        latitude_weighted_rmse(fields, fields, torch.tensor(latitude))
 
 
 def test_absent_files_are_named(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """What is forecast: flows, computed or read; traffic, read or simulated; taxis; weather."""
 
-from sdkd_plugin.data.latitude import latitude_weighted_rmse, latitude_weights
 from sdkd_plugin.data.navier_stokes import navier_stokes
-from sdkd_plugin.data.rayleigh_benard import nusselt_number, rayleigh_benard
+from sdkd_plugin.data.rayleigh_benard import rayleigh_benard
 from sdkd_plugin.data.sensors import TrafficData
 from sdkd_plugin.data.taxibj import TaxiFlows, read_taxibj
 from sdkd_plugin.data.traffic import find_traffic, read_csv_pair, read_los_loop
 from sdkd_plugin.data.traffic_simulator import simulate_traffic
 from sdkd_plugin.data.trajectories import read_trajectories
-from sdkd_plugin.data.weatherbench import WeatherData, read_weatherbench
+from sdkd_plugin.data.weatherbench import WeatherData, latitude_weighted_rmse, read_weatherbench
 
 __all__ = [
     "TaxiFlows",
@@ -16,9 +15,7 @@ __all__ = [
     "WeatherData",
     "find_traffic",
     "latitude_weighted_rmse",
-    "latitude_weights",
     "navier_stokes",
-    "nusselt_number",
     "rayleigh_benard",
     "read_csv_pair",
     "read_los_loop",

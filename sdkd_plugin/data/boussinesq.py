@@ -1,6 +1,6 @@
 """Two-dimensional Boussinesq convection between two plates, by a spectral Galerkin method.
 
-The modes are in `plate_modes`; initial fields, data sets and Nusselt numbers in `rayleigh_benard`.
+The modes are in `plate_modes`, initial fields and data sets in `rayleigh_benard`.
 
 Lengths are in plate distances, temperatures in plate differences, speeds in free-fall speeds
 sqrt(g alpha Delta d), and times in the ratio of length and speed. Then
@@ -23,9 +23,8 @@ from torch.fft import irfft, rfft
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
-from sdkd_plugin.data.etdrk4 import etdrk4
 from sdkd_plugin.data.plate_modes import gauss_points, heat_modes, stokes_modes
-from sdkd_plugin.data.time_stepping import Times, check_dtype, check_times, integrate
+from sdkd_plugin.data.time_stepping import Times, check_dtype, check_times, etdrk4, integrate
 
 
 def solve(
@@ -37,21 +36,19 @@ def solve(
     duration: float = 20.0,
     record_interval: float = 1.0,
     dt: float | None = None,
-    progress: bool | tqdm = True,
+    bar: tqdm | None = None,
 ) -> Float[Tensor, "batch time 3 nx nz"]:
     """Integrate the Boussinesq equations; the fields set precision (float32, float64) and device.
 
     Along x, Fourier modes below a third of the grid's. Across, polynomials of degree up to two
-    thirds of ``nz`` in the diffusion's own modes: Stokes modes, divergence-free and at rest on the
-    plates, and heat modes, zero there. So boundary conditions and incompressibility hold to
-    rounding, and diffusion is exact in time. Quadratures are exact, so that advection conserves
-    energy and temperature variance. Time stepping is ETDRK4 with advection and buoyancy explicit:
-    fourth order where advection sets the step; where diffusion would (Ra 1e4, Pr 10), between two
-    and three, at errors below 1e-6.
+    thirds of ``nz`` in the diffusion's own modes (see `plate_modes`), so boundary conditions and
+    incompressibility hold to rounding. Quadratures are exact, so advection conserves energy and
+    temperature variance. Time stepping is ETDRK4, advection and buoyancy explicit: of fourth order;
+    between two and three, at errors below 1e-6, where diffusion is fast (Ra 1e4, Pr 10).
 
     Fields are temperature and the velocities along x and z, at :func:`gauss_points` of z, recorded
     at record_interval, 2 record_interval, ..., duration. ``dt`` None takes a CFL number of 1 at the
-    free-fall speed. ``progress`` may be a bar, which advances by one a step.
+    free-fall speed. ``bar`` advances by one a step.
     """
     if fields.ndim != 4 or fields.shape[1] != 3 or not len(fields):
         raise ValueError(f"`fields` has shape {tuple(fields.shape)}, expected (batch, 3, nx, nz).")
@@ -63,7 +60,7 @@ def solve(
     )
     flow = _Flow(rayleigh, prandtl, aspect_ratio, fields)
     step = etdrk4(flow.diffusion, flow.tendency, flow.cast, times.dt)
-    return integrate(flow.to_state(fields), step, flow.observe, times, progress)
+    return integrate(flow.to_state(fields), step, flow.observe, times, bar)
 
 
 def convection_times(
@@ -82,8 +79,7 @@ def convection_times(
     nx, nz = resolution
     check_positive_int("nx", nx, 4)
     check_positive_int("nz", nz, 8)
-    # Points a unit of length where the flow is fastest: across, that is midway, where the Gauss
-    # points are pi / (2 nz) apart; close to the plates they are closer, but the flow is at rest.
+    # Points a unit of length where the flow is fastest: midway, Gauss points are pi / (2 nz) apart.
     finest = math.ceil(max(nx / aspect_ratio, 2 * nz / math.pi))
     return check_times(duration, record_interval, dt, finest)
 

@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+_INTERVAL, _STEPS = 1 / 12, 20  # hours between measurements, and steps between them
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RoadNetwork:
     """Road cells with a triangular fundamental diagram, and the junctions that join them.
 
-    Flow rises with density at the free speed up to the capacity, then falls at the wave speed
-    ``capacity / (jam_density - capacity / free_speed)`` to zero at the jam density. Every cell has
-    exactly one junction at either end.
+    Flow rises with density at the free speed up to the capacity, then falls at the wave speed to
+    zero at the jam density. Every cell has exactly one junction at either end.
 
     Args:
         length: miles.
@@ -30,8 +31,7 @@ class RoadNetwork:
         priority: the share of a contested merge that the main road gets, in (0, 1).
         diverges: from, to the main road, and to the ramp.
         split: the share that takes the ramp, in (0, 1).
-        turning_lane: true where drivers to the ramp queue in a lane of their own, so that neither
-            way blocks the other; false for first in, first out.
+        turning_lane: true where neither way blocks the other; false for first in, first out.
         sources: cells that drivers enter from a queue outside.
         sinks: cells that drivers leave unhindered.
 
@@ -83,26 +83,11 @@ class RoadNetwork:
 
 
 class TrafficHistory(NamedTuple):
-    """What :func:`transmit` measured, with one row for each interval.
-
-    ``speed`` is the distance driven over the time spent (miles an hour, Edie's definition),
-    ``flow`` the vehicles an hour that left a cell, ``vehicles`` the count at the end. Totals:
-    ``arrived`` (at the sources) = ``left`` + ``waiting`` (outside) + vehicles.sum() - initial.
-    """
+    """Edie's mean speed (miles an hour), flow out (vehicles an hour), and vehicles at the end."""
 
     speed: Float[np.ndarray, "intervals cells"]
     flow: Float[np.ndarray, "intervals cells"]
     vehicles: Float[np.ndarray, "intervals cells"]
-    arrived: Float[np.ndarray, " intervals"]
-    left: Float[np.ndarray, " intervals"]
-    waiting: Float[np.ndarray, " intervals"]
-
-
-class CellFlows(NamedTuple):
-    """Vehicles that cross each cell's downstream and upstream end in one step."""
-
-    out: Float[np.ndarray, " cells"]
-    into: Float[np.ndarray, " cells"]
 
 
 def cell_flows(
@@ -111,16 +96,15 @@ def cell_flows(
     waiting: Float[np.ndarray, " sources"],
     time_step: float,
     capacity: Float[np.ndarray, " cells"] | None = None,
-) -> CellFlows:
-    """Vehicles that move in one step of the cell transmission model, of ``time_step`` hours.
+) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
+    """Vehicles that leave and that enter each cell in one step, of ``time_step`` hours.
 
     With S = min(v dt n / L, Q dt), what a cell can send, and R = min(Q dt, w dt (N - n / L)), what
     it can receive (free speed v, wave speed w, capacity Q, jam density N, length L):
 
     - link a -> b: min(S_a, R_b);
-    - diverge, first in first out: y = min(S, R_main / (1 - split), R_ramp / split) leave, so that
-      a full ramp blocks the road; with a turning lane min((1 - split) S, R_main) and
-      min(split S, R_ramp) do;
+    - diverge, first in first out: min(S, R_main / (1 - split), R_ramp / split) leave; with a
+      turning lane min((1 - split) S, R_main) and min(split S, R_ramp);
     - merge: all that is sent, where it fits; else mid(S_main, R - S_ramp, priority R), and the
       ramp gets the rest.
     """
@@ -154,49 +138,43 @@ def cell_flows(
 
     into[network.sources] = np.minimum(waiting, receive[network.sources])
     out[network.sinks] = send[network.sinks]
-    return CellFlows(out, into)
+    return out, into
 
 
 def transmit(
     network: RoadNetwork,
     demand: Float[np.ndarray, "intervals sources"],
     *,
-    interval: float = 1 / 12,
-    steps: int = 20,
     capacity: Float[np.ndarray, "intervals cells"] | None = None,
     initial: Float[np.ndarray, " cells"] | None = None,
     progress: bool = False,
 ) -> TrafficHistory:
     """Run the cell transmission model over time. Drivers who cannot enter wait outside.
 
-    ``demand`` is arrivals at each source in vehicles an hour, ``interval`` the hours of its rows.
+    ``demand`` is arrivals at each source in vehicles an hour, in intervals of five minutes.
     ``capacity``, at most the network's own, replaces it during incidents; ``initial`` counts
-    vehicles in each cell, none where None. The step, ``interval / steps``, must be
+    vehicles in each cell, none where None. A step is a twentieth of an interval, which must be
     shorter than any cell takes at free speed or wave speed.
     """
-    time_step = interval / steps
+    time_step = _INTERVAL / _STEPS
     intervals, cells = len(demand), len(network.length)
     vehicles = np.zeros(cells) if initial is None else initial.copy()
     waiting = np.zeros(len(network.sources))
     speed, flow, counts = (np.empty((intervals, cells)) for _ in range(3))
-    left, queued, gone = np.empty(intervals), np.empty(intervals), 0.0
     bar = tqdm(demand, "traffic", disable=None if progress else True, delay=1)
     for row, rates in enumerate(bar):
         moved, present = np.zeros(cells), np.zeros(cells)
         limit = None if capacity is None else capacity[row]
-        for _ in range(steps):
+        for _ in range(_STEPS):
             waiting = waiting + rates * time_step
             out, into = cell_flows(network, vehicles, waiting, time_step, limit)
             present += vehicles
             moved += out
             waiting = waiting - into[network.sources]
             vehicles = vehicles + into - out
-            gone += float(out[network.sinks].sum())
         spent = present * time_step
         speed[row] = np.divide(
             moved * network.length, spent, out=network.free_speed.copy(), where=spent > 1e-9
         )
-        flow[row], counts[row] = moved / interval, vehicles
-        left[row], queued[row] = gone, waiting.sum()
-    arrived = np.cumsum(demand.sum(axis=1)) * interval
-    return TrafficHistory(speed, flow, counts, arrived, left, queued)
+        flow[row], counts[row] = moved / _INTERVAL, vehicles
+    return TrafficHistory(speed, flow, counts)

@@ -1,7 +1,6 @@
 """Trajectories of two-dimensional turbulence, after the recipe of the Fourier neural operator.
 
-Random initial fields and the data set made of them (FNO; Li et al., ICLR 2021, arXiv 2010.08895).
-The solver is in `vorticity`, files on disk in `store`.
+Source: Li et al., ICLR 2021, arXiv 2010.08895. The solver is in `vorticity`.
 """
 
 import hashlib
@@ -17,25 +16,18 @@ from torch import Tensor
 from torch.fft import irfft2, rfft2
 from tqdm import tqdm
 
-from sdkd_plugin._checks import check_choice, check_positive, check_positive_int
+from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_sizes
 from sdkd_plugin.data.store import load_or_compute
 from sdkd_plugin.data.time_stepping import check_dtype, solve_samples
-from sdkd_plugin.data.vorticity import (
-    Forcing,
-    Scheme,
-    fno_forcing,
-    forcing_field,
-    scheme_times,
-    solve,
-)
+from sdkd_plugin.data.vorticity import fno_forcing, forcing_field, scheme_times, solve
 
 Downsampling: TypeAlias = Literal["subsample", "truncate"]
 
 FNO_SCALE = 2 * 7.0**3
 """Covariance scale of the published FNO data, as the released generator has it. The paper prints
-7^(3/2), which gives fields 6.1 times weaker. Repeating frame 10 over frames 11 to 20 at viscosity
-1e-5 has a relative L2 error of 0.748 on the published file (as SpectraNet reports it), of 0.754 +-
-0.018 on our fields with this scale, and of 0.457 +- 0.005 with the printed one."""
+7^(3/2), which gives fields 6.1 times weaker. Persistence from frame 10 to frames 11 to 20 at
+viscosity 1e-5 has a relative L2 error of 0.748 on the published file (as SpectraNet reports it),
+0.754 +- 0.018 on our fields with this scale, and 0.457 +- 0.005 with the printed one."""
 
 SOLVER_VERSION = 1
 """Part of every cache key: raise it when the same arguments give other numbers."""
@@ -46,24 +38,17 @@ def gaussian_random_field(
     resolution: int,
     *,
     generator: torch.Generator | int,
-    alpha: float = 2.5,
-    tau: float = 7.0,
-    scale: float = FNO_SCALE,
 ) -> Float[Tensor, "batch n n"]:
     """Periodic Gaussian fields of zero mean, the initial vorticity of the FNO recipe; float64.
 
-        w(x) = sum_k c_k exp(2 pi i k . x),    E |c_k|^2 = scale (4 pi^2 |k|^2 + tau^2)^(-alpha)
+        w(x) = sum_k c_k exp(2 pi i k . x),    E |c_k|^2 = FNO_SCALE (4 pi^2 |k|^2 + 49)^(-5/2)
 
     with independent complex normal c_k, and no Nyquist modes. Modes are drawn from the largest
-    scale to the smallest, so those of the first sample depend on the generator's state and not on
-    the grid. ``generator`` is a ``torch.Generator``, on whose device the fields are drawn, or a
-    seed.
+    scale to the smallest: the first sample's do not depend on the grid. ``generator`` may be a
+    seed; fields are on its device.
     """
     check_positive_int("n_samples", n_samples)
     check_positive_int("resolution", resolution, 4)
-    check_positive("alpha", alpha)
-    check_positive("tau", tau)
-    check_positive("scale", scale)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     device = generator.device
@@ -72,7 +57,7 @@ def gaussian_random_field(
     uniform = torch.rand(
         n_samples, len(kx), 2, dtype=torch.float64, device=device, generator=generator
     )
-    variance = scale * (4 * math.pi**2 * (kx**2 + ky**2) + tau**2) ** -alpha
+    variance = FNO_SCALE * (4 * math.pi**2 * (kx**2 + ky**2) + 7.0**2) ** -2.5
     amplitude = torch.sqrt(-variance * torch.log1p(-uniform[..., 0]))
     coefficients = torch.polar(amplitude, 2 * math.pi * uniform[..., 1])
     spectrum = coefficients.new_zeros(n_samples, resolution, resolution // 2 + 1)
@@ -90,10 +75,7 @@ def navier_stokes(
     viscosity: float = 1e-3,
     duration: float = 50.0,
     record_interval: float = 1.0,
-    initial_scale: float = FNO_SCALE,
-    forcing: Forcing = fno_forcing,
     dt: float | None = None,
-    scheme: Scheme = "etdrk4",
     downsampling: Downsampling = "subsample",
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -104,26 +86,24 @@ def navier_stokes(
 ) -> Float[Tensor, "n_samples time n n"]:
     """Trajectories of forced two-dimensional turbulence; the defaults are the FNO recipe's.
 
-    Sample i depends on ``seed`` and i, and up to rounding not on the number of samples or the
-    batch size.
+    Initial fields are those of :func:`gaussian_random_field`, the forcing is
+    :func:`sdkd_plugin.data.vorticity.fno_forcing`. Sample i depends on ``seed`` and i, and up to
+    rounding not on the number of samples or the batch size.
 
     Args:
         n_samples: number of trajectories.
         resolution: points of the recorded fields along each axis; divides ``solver_resolution``.
-        solver_resolution: points along each axis in the solver, which keeps a third of the waves.
+        solver_resolution: points along each axis in the solver.
         viscosity: nu; the published sets have 1e-3, 1e-4 and 1e-5.
         duration: time of the last recorded field; 50, 30 and 20 in the published sets.
         record_interval: time between recorded fields.
-        initial_scale: covariance scale of the initial fields, see :data:`FNO_SCALE`.
-        forcing: the steady forcing: a function of x and y, a tensor on the solver's grid, or None.
-        dt: the solver's time step; None for a CFL number of 1 (of the scheme's) at speed 1.
-        scheme: "etdrk4" of fourth, "cn-heun" of second or "cn-euler", the recipe's, of first order.
-        downsampling: "subsample" takes every k-th point, as the recipe does, so that fine waves
-            alias; "truncate" drops the waves that the coarse grid does not carry.
+        dt: the solver's time step; None for a CFL number of 1 at speed 1.
+        downsampling: "subsample" takes every k-th point, as the recipe does, and fine waves alias;
+            "truncate" drops the waves that the coarse grid does not carry.
         seed: at least 0.
         dtype: precision of solver and result, torch.float32 or torch.float64.
         device: where the solver runs.
-        batch_size: trajectories solved at once; more need more memory and suit a GPU.
+        batch_size: trajectories solved at once.
         cache: True keeps the result in :func:`sdkd_plugin.data.store.default_folder`, a path in
             that folder, False nowhere. Device and batch size are not part of the key.
         progress: show a bar on a terminal after a second.
@@ -132,20 +112,16 @@ def navier_stokes(
         Fields at ``duration / record_interval`` times, on the CPU, without the initial ones.
 
     Raises:
-        ValueError: for an argument out of range, times that do not divide, a step too large for
-            the flow, and a damaged cached file.
+        ValueError: for an argument out of range, a step too large, and a damaged cached file.
 
     Example:
         >>> settings = dict(resolution=16, solver_resolution=32, duration=2.0, cache=False)
         >>> navier_stokes(2, **settings).shape
         torch.Size([2, 2, 16, 16])
     """
-    check_positive_int("n_samples", n_samples)
-    check_positive_int("resolution", resolution, 4)
-    check_positive_int("solver_resolution", solver_resolution, 4)
-    check_positive_int("batch_size", batch_size)
+    check_sizes(n_samples=n_samples, batch_size=batch_size)
+    check_sizes(4, resolution=resolution, solver_resolution=solver_resolution)
     check_positive_int("seed", seed, 0)
-    check_positive("initial_scale", initial_scale)
     check_choice("downsampling", downsampling, get_args(Downsampling))
     check_dtype("dtype", dtype)
     check_positive("viscosity", viscosity, allow_zero=True)
@@ -155,8 +131,8 @@ def navier_stokes(
             f"{solver_resolution}."
         )
     n = solver_resolution
-    times = scheme_times(scheme, n, duration, record_interval, dt)
-    force = forcing_field(forcing, n, n)
+    times = scheme_times("etdrk4", n, duration, record_interval, dt)
+    force = forcing_field(fno_forcing, n, n)
     parameters = {
         "solver_version": SOLVER_VERSION,
         "n_samples": n_samples,
@@ -166,34 +142,29 @@ def navier_stokes(
         "record_interval": float(record_interval),
         "records": times.records,
         "steps_per_record": times.steps,
-        "initial_scale": float(initial_scale),
-        # By value: functions that compute the same forcing are the same.
+        "initial_scale": FNO_SCALE,
         "forcing": hashlib.sha256(force.numpy().tobytes()).hexdigest(),
-        "scheme": scheme,
+        "scheme": "etdrk4",
         "downsampling": downsampling,
         "seed": seed,
         "dtype": str(dtype),
     }
 
     def solve_batch(seeds: list[int], bar: tqdm) -> Tensor:
-        initial = [gaussian_random_field(1, n, generator=i, scale=initial_scale) for i in seeds]
+        initial = [gaussian_random_field(1, n, generator=i) for i in seeds]
         solved = solve(
             torch.cat(initial).to(device, dtype),
             viscosity=viscosity,
             duration=duration,
             record_interval=record_interval,
-            forcing=force,
             dt=times.dt,
-            scheme=scheme,
-            progress=bar,
+            bar=bar,
         )
         return _downsample(solved, resolution, downsampling)
 
     def compute() -> Tensor:
         steps = times.records * times.steps
-        return solve_samples(
-            n_samples, batch_size, seed, solve_batch, steps, "Navier-Stokes", progress
-        )
+        return solve_samples(n_samples, batch_size, seed, solve_batch, steps, progress)
 
     if cache is False:
         return compute()

@@ -8,15 +8,12 @@ from jaxtyping import Float
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive_int
-
 
 def gauss_points(n: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Heights z between 0 and 1, ascending, and weights of the Gauss-Legendre rule; float64.
 
     integral_0^1 f(z) dz = sum_j weights_j f(z_j)    for polynomials f of degree below 2 n
     """
-    check_positive_int("n", n)
     x, weights = legendre.leggauss(n)
     return torch.from_numpy((1 + x) / 2), torch.from_numpy(weights / 2)
 
@@ -73,9 +70,8 @@ def stokes_modes(k: Float[Tensor, " nk"], nz: int) -> StokesModes:
 def heat_modes(nz: int) -> HeatModes:
     """The modes in which temperature evens out: f = 0 on both plates, f'' = -rate f, orthonormal.
 
-    They approximate sin(m pi z), slow ones first, as many as :func:`stokes_modes`. Unlike the
-    sines they span all polynomials that vanish on the plates, so that expansions converge
-    spectrally. A wave number k along x adds k^2 to all rates.
+    They approximate sin(m pi z), slow ones first, as many as :func:`stokes_modes`, and span all
+    polynomials that vanish on the plates. A wave number k along x adds k^2 to all rates.
     """
     slope, value, _ = _polynomials(nz)
     _, weights = gauss_points(nz)
@@ -90,7 +86,6 @@ def _polynomials(nz: int) -> list[Tensor]:
     L_j are the Legendre polynomials, orthonormal over 0 < z < 1. First integrals vanish on both
     plates; second ones and their slopes too, except for j = 1, which has a net flux.
     """
-    check_positive_int("nz", nz, 8)
     # The highest product, of w, T and a mode's slope, is of degree 3 n + 3: below 2 nz.
     n = (2 * nz - 4) // 3
     coefficients = np.diag(np.sqrt(2 * np.arange(n + 1) + 1))[:, 1:]
@@ -105,8 +100,7 @@ def _polynomials(nz: int) -> list[Tensor]:
 
 def _eigenmodes(energy: Tensor, dissipation: Tensor) -> tuple[Tensor, Tensor]:
     """Combinations v, as rows, with dissipation v = rate energy v and v . energy v = 1; rates."""
-    # The dissipation is nearly the identity: with its factor, and not the energy's, the slow modes,
-    # which carry the flow, are exact to rounding.
+    # The dissipation is nearly the identity: with its factor the slow modes are exact to rounding.
     factor = torch.linalg.cholesky(dissipation)
     half = torch.linalg.solve_triangular(factor, energy, upper=False)
     whole = torch.linalg.solve_triangular(factor, half.mT, upper=False)

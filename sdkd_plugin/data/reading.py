@@ -67,11 +67,7 @@ def files_at(path: PathLike, pattern: str, what: str) -> list[Path]:
 
 
 def check_size(file: Path, n_bytes: int) -> None:
-    """Refuse an array of over 256 MiB that is also over 100 times as large as its file.
-
-    Called with the size that a file declares, before anything is allocated: a few bytes can
-    declare terabytes of fill values or of compressed zeros.
-    """
+    """Refuse an array, not yet read, of over 256 MiB and over 100 times the size of its file."""
     on_disk = file.stat().st_size
     if n_bytes > max(_SMALL, _MOST_EXPANSION * on_disk):
         raise ValueError(

@@ -20,15 +20,13 @@ KERNEL_REACH_MILES = 8.0
 
 
 class Highways(NamedTuple):
-    """A road network, where it lies in miles east and north, and what was planned for it.
+    """A road network, and what was planned for it.
 
-    ``mainline`` is false for ramps; ``sensors`` are cells and ``sensor_ids`` their names, such as
-    E1-07 for the seventh on the first road eastwards; ``morning`` and ``evening`` are the planned
-    flows at the sources, vehicles an hour.
+    ``mainline`` is false for ramps; ``sensor_ids`` are such as E1-07, the seventh on the first road
+    eastwards; ``morning`` and ``evening`` are the planned flows in, vehicles an hour.
     """
 
     network: RoadNetwork
-    positions: Float[np.ndarray, "cells 2"]
     mainline: Bool[np.ndarray, " cells"]
     sensors: Int[np.ndarray, " sensors"]
     sensor_ids: tuple[str, ...]
@@ -39,10 +37,9 @@ class Highways(NamedTuple):
 def build_highways(n_sensors: int, freeways: tuple[int, int], rng: np.random.Generator) -> Highways:
     """Draw motorways that cross each other, and plan their lanes for the expected flows.
 
-    Each motorway has two carriageways with an exit and an entrance about every mile and a half, and
-    at each crossing an interchange with all eight turns. A stretch between two interchanges has
-    lanes for its mean peak flow, so that bottlenecks arise behind entrances, where the flow is
-    above the mean. Sensors are spread over the carriageways as evenly as the cells allow.
+    Each motorway has two carriageways with exits and entrances by turns, and at each crossing an
+    interchange with all eight turns. A stretch between two interchanges has lanes for its mean peak
+    flow, so that bottlenecks arise behind entrances. Sensors are spread evenly over all.
     """
     roads = [(way, number) for number in range(freeways[0]) for way in "EW"]
     roads += [(way, number) for number in range(freeways[1]) for way in "NS"]
@@ -64,7 +61,6 @@ def build_highways(n_sensors: int, freeways: tuple[int, int], rng: np.random.Gen
     morning, evening = np.array(plan.demand).T
     return Highways(
         network=plan.network(),
-        positions=np.array(plan.positions),
         mainline=np.array(plan.stretch) >= 0,
         sensors=np.array(sensors, dtype=np.int64),
         sensor_ids=tuple(names),
@@ -79,11 +75,9 @@ def sensor_graph(
     """Edges and weights between sensors by road distance, as METR-LA's graph is made.
 
     w_ij = exp(-(d_ij / sigma)^2) where that is at least 0.1, else no edge; d_ij is the road
-    distance in the direction of travel, sigma the standard deviation of all distances up to 8
-    miles. No self-loops.
+    distance in the direction of travel, sigma the standard deviation of those up to 8 miles.
 
-    Source: Li et al., Diffusion Convolutional Recurrent Neural Network, ICLR 2018, section 4 and
-    appendix E.1.
+    Source: Li et al., DCRNN, ICLR 2018, section 4 and appendix E.1.
     """
     network = highways.network
     pairs, _ = network.edges()
@@ -109,25 +103,18 @@ class _Plan:
     def __init__(self, rng: np.random.Generator, cells: int, freeways: tuple[int, int]) -> None:
         self.rng, self.cells, self.freeways = rng, cells, freeways
         self.roads: dict[tuple[str, int], int] = {}  # the first cell of each
-        self.positions: list[tuple[float, float]] = []
-        self.stretch: list[int] = []  # -1 on ramps
+        self.stretch: list[int] = []  # of each cell, -1 on ramps
         self.demand: list[tuple[float, float]] = []  # in the morning and in the evening
         self.parts: defaultdict[str, list[Any]] = defaultdict(list)
 
     def add_road(self, way: str, number: int) -> None:
         """A carriageway: its cells, its source and its sink, not yet joined."""
-        east_west = way in "EW"
-        parallel, crossing = self.freeways if east_west else self.freeways[::-1]
-        # The two directions lie 0.1 mile apart, traffic keeping to the right.
-        across = self._crossing(number, parallel) * CELL_MILES + (0.05 if way in "WN" else -0.05)
+        crossing = self.freeways[1 if way in "EW" else 0]
         crossed = sorted(self._crossing(other, crossing, way) for other in range(crossing))
         usual_speed = self.rng.uniform(63, 67)
-        first = self.roads[way, number] = len(self.positions)
+        first = self.roads[way, number] = len(self.stretch)
         for place in range(self.cells):
-            along = (place + 0.5) * CELL_MILES
-            along = along if way in "EN" else self.cells * CELL_MILES - along
             self._add_cell(
-                (along, across) if east_west else (across, along),
                 float(np.clip(usual_speed + self.rng.normal(0, 1.0), 60, 70)),
                 len(self.roads) * 100 + int(np.searchsorted(crossed, place, side="right")),
             )
@@ -141,11 +128,11 @@ class _Plan:
             number, other = (first, second) if way in "EW" else (second, first)
             count = self.freeways[1 if way in "EW" else 0]
             place = self.roads[way, number] + self._crossing(other, count, way)
-            exits[way], entrances[way] = self._add_ramp(place), self._add_ramp(place)
+            exits[way], entrances[way] = self._add_ramp(), self._add_ramp()
             self._add_diverge(place - 2, place - 1, exits[way], low=0.15, high=0.30)
             self.parts["merges"].append((place, entrances[way], place + 1))
         turns = {
-            (start, end): self._add_ramp(exits[start])
+            (start, end): self._add_ramp()
             for start, ends in (("E", "NS"), ("W", "NS"), ("N", "EW"), ("S", "EW"))
             for end in ends
         }
@@ -168,7 +155,7 @@ class _Plan:
             if cell < following or crowded or cell > last - 3:
                 self.parts["links"].append((cell, cell + 1))
                 continue
-            ramp = self._add_ramp(cell)
+            ramp = self._add_ramp()
             if exit_next:
                 self._add_diverge(cell, cell + 1, ramp, low=0.06, high=0.14)
                 self.parts["sinks"].append(ramp)
@@ -181,7 +168,7 @@ class _Plan:
     def network(self) -> RoadNetwork:
         """The finished network, its lanes sized for the planned flows."""
         parts = {name: np.array(each) for name, each in self.parts.items()}
-        cells, stretch = len(self.positions), np.array(self.stretch)
+        cells, stretch = len(self.stretch), np.array(self.stretch)
         one_lane = RoadNetwork(
             **parts,
             length=np.full(cells, CELL_MILES),
@@ -208,15 +195,14 @@ class _Plan:
         place = round(self.cells * (number + 1) / (count + 1))
         return place if way in "EN" else self.cells - place
 
-    def _add_cell(self, position: tuple[float, float], free_speed: float, stretch: int) -> None:
-        self.positions.append(position)
+    def _add_cell(self, free_speed: float, stretch: int) -> None:
         self.stretch.append(stretch)
         self.parts["free_speed"].append(free_speed)
 
-    def _add_ramp(self, near: int) -> int:
-        east, north = np.array(self.positions[near]) + self.rng.uniform(-0.15, 0.15, size=2)
-        self._add_cell((float(east), float(north)), float(self.rng.uniform(40, 50)), stretch=-1)
-        return len(self.positions) - 1
+    def _add_ramp(self) -> int:
+        self.rng.random(2)  # unused; without these two a seed would give other traffic than before
+        self._add_cell(float(self.rng.uniform(40, 50)), stretch=-1)
+        return len(self.stretch) - 1
 
     def _add_diverge(self, start: int, main: int, ramp: int, low: float, high: float) -> None:
         self.parts["diverges"].append((start, main, ramp))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_mask, check_not_negative, check_shape
+from sdkd_plugin._checks import check_mask, check_not_negative, check_shape
 from sdkd_plugin.data.reading import check_index
 
 
@@ -16,30 +16,23 @@ class TrafficData:
     """Speeds measured by sensors on a road network, and the graph of these sensors.
 
     Args:
-        speed: miles an hour; finite and not negative wherever ``mask`` is true. What was not
-            measured may be NaN, so that an unmasked use shows at once.
+        speed: miles an hour; finite and not negative wherever ``mask`` is true, else perhaps NaN.
         mask: true where a sensor reported.
         edge_index: sources in row 0 and targets in row 1, int64.
         edge_weight: not negative.
         node_ids: a name for each sensor.
         index: the time of each row, in equal steps.
         source: where the data come from, for tables and logs.
-        positions: for maps, east then north: longitude and latitude in degrees for measured
-            traffic, miles for simulated traffic.
 
     Raises:
-        ValueError: where shapes, types, indices, weights, times or observed speeds are not so.
+        ValueError: if the data are not so.
 
     Example:
-        >>> data = TrafficData(
-        ...     speed=torch.tensor([[60.0, float("nan")], [55.0, 50.0]]),
-        ...     mask=torch.tensor([[True, False], [True, True]]),
-        ...     edge_index=torch.tensor([[0], [1]]),
-        ...     edge_weight=torch.tensor([0.5]),
-        ...     node_ids=("a", "b"),
-        ...     index=pd.date_range("2012-03-01", periods=2, freq="5min"),
-        ...     source="two sensors",
-        ... )
+        >>> speed = torch.tensor([[60.0, torch.nan], [55.0, 50.0]])
+        >>> graph = {"edge_index": torch.tensor([[0], [1]]), "edge_weight": torch.tensor([0.5])}
+        >>> index = pd.date_range("2012-03-01", periods=2, freq="5min")
+        >>> more = {"node_ids": ("a", "b"), "index": index, "source": "two sensors"}
+        >>> data = TrafficData(speed=speed, mask=~speed.isnan(), **graph, **more)
         >>> data.filled()
         tensor([[60., 50.],
                 [55., 50.]])
@@ -52,7 +45,6 @@ class TrafficData:
     node_ids: tuple[str, ...]
     index: pd.DatetimeIndex
     source: str
-    positions: Float[Tensor, "nodes 2"] | None = None
 
     def __post_init__(self) -> None:
         if self.speed.ndim != 2 or not self.speed.is_floating_point():
@@ -71,9 +63,6 @@ class TrafficData:
                 f"`node_ids` has {len(self.node_ids)} names, {len(set(self.node_ids))} different "
                 f"ones, expected {nodes} different ones, one for each column of `speed`."
             )
-        if self.positions is not None:
-            check_shape("positions", self.positions.shape, (nodes, 2), "one point for each sensor")
-            check_finite("positions", self.positions)
         edges = self.edge_index
         if edges.ndim != 2 or len(edges) != 2 or edges.dtype != torch.int64:
             raise ValueError(
@@ -90,10 +79,9 @@ class TrafficData:
         check_index("`index`", self.index, steps, equal_steps=True)
 
     def filled(self) -> Float[Tensor, "time nodes"]:
-        """Speeds without gaps, as model inputs need them.
+        """Speeds without gaps: a sensor's last reading, or its first one where there is none yet.
 
-        A gap is filled with the sensor's last reading before it; before a sensor's first reading,
-        with that one. A sensor that never reported gets the mean of the others.
+        A sensor that never reported has the mean of the others.
         """
         steps = torch.arange(self.speed.shape[0], device=self.speed.device).unsqueeze(1)
         last = torch.where(self.mask, steps, -1).cummax(dim=0).values

@@ -3,10 +3,7 @@
 import hashlib
 import json
 import os
-import re
 import secrets
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +18,6 @@ FORMAT_VERSION = 1
 """Part of every key: raise it when the files' layout changes, and old files are left alone."""
 
 _ARRAY = "array"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}(\.\w+)?")
-_STALE = 3600.0
 
 
 def default_folder() -> Path:
@@ -33,10 +28,10 @@ def default_folder() -> Path:
 
 
 def parameters_key(parameters: Mapping[str, object]) -> str:
-    """SHA-256 of the canonical JSON of a set of parameters and of the format version.
+    """SHA-256 of a set of parameters as JSON, and of the format version; 1 and 1.0 differ.
 
-    Values are what JSON holds exactly: strings, finite numbers, booleans, None, lists and mappings
-    of these; others are a ValueError. The order of names does not matter; 1 and 1.0 differ.
+    Raises:
+        ValueError: for values that JSON does not hold exactly.
     """
     versioned = {"format": FORMAT_VERSION, "parameters": dict(parameters)}
     return hashlib.sha256(_canonical_json(versioned).encode()).hexdigest()
@@ -47,13 +42,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path with the suffix of ``path``, moved over ``path`` once the block succeeds.
 
     Readers see the old file or the whole new one. On any exception, Ctrl-C included, the temporary
-    file is removed and ``path`` is left as it was; temporary files of killed writers are removed
-    an hour later. Folders are created; permissions are those of any new file (the umask).
+    file is removed and ``path`` is left as it was. Folders are created.
 
     Raises:
         FileNotFoundError: if the block ends without having written the file.
 
     Example:
+        >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "table.csv"
         >>> with atomic_path(target) as temporary:
         ...     _ = temporary.write_text("a,b")
@@ -62,7 +57,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent)
     # In the target's own folder, because a rename is atomic within one file system only.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
     try:
@@ -76,23 +70,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 "`atomic_path` yields."
             )
         temporary.chmod(permissions)  # safetensors makes files that only their owner may read
-        # The data must be on the disk before the name points at them, or a power cut could leave
-        # an empty file under the right name.
+        # Before the name points at it, or a power cut could leave an empty file of that name.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _remove_stale(folder: Path) -> None:
-    for file in folder.glob(".*"):
-        if _TEMPORARY.fullmatch(file.name):
-            try:
-                if time.time() - file.stat().st_mtime > _STALE:
-                    file.unlink()
-            except OSError:  # another writer's, removed or moved meanwhile, or not ours to remove
-                continue
 
 
 def _save(path: Path, array: Tensor, parameters: Mapping[str, object]) -> None:
@@ -130,10 +113,9 @@ def load_or_compute(
 ) -> Tensor:
     """The cached array of these parameters; computed and stored first where there is none.
 
-    The file is ``<stem>-<first 16 digits of the key>.safetensors``. Where it cannot be written, a
-    warning says so, before the array is computed if the folder cannot be written at all; the array
-    is returned all the same. Of two processes that compute one array at once, the later replaces
-    the earlier one's equal file. ``folder`` None is :func:`default_folder`.
+    The file is ``<stem>-<first 16 digits of the key>.safetensors``. Where it cannot be written,
+    there is a warning, and the array is returned all the same. ``folder`` None is
+    :func:`default_folder`.
 
     Raises:
         ValueError: if the file there is damaged or was computed from other parameters.
@@ -142,26 +124,16 @@ def load_or_compute(
     path = where / f"{stem}-{parameters_key(parameters)[:16]}.safetensors"
     if path.exists():
         return _load(path, parameters)
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=where).close()
-    except OSError as error:
-        _warn(path, error)
-        return compute().detach().cpu()
     array = compute().detach().cpu()
     try:
         _save(path, array, parameters)
     except (OSError, SafetensorError) as error:
-        _warn(path, error)
+        warnings.warn(
+            f"{path} cannot be kept and will be computed again next time: {error}. Free space, or "
+            "name a folder that can be written, by the argument or by $SDKD_CACHE.",
+            stacklevel=3,
+        )
     return array
-
-
-def _warn(path: Path, error: Exception) -> None:
-    warnings.warn(
-        f"{path} cannot be kept and will be computed again next time: {error}. Free space, or name "
-        "a folder that can be written, by the argument or by $SDKD_CACHE.",
-        stacklevel=4,
-    )
 
 
 def _canonical_json(value: Mapping[str, object]) -> str:

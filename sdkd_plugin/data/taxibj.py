@@ -1,7 +1,4 @@
-"""Reading TaxiBJ: taxi flows over Beijing, half an hour a frame, with days missing.
-
-The flows with their times, the windows that avoid the gaps, and the reader of the h5 files.
-"""
+"""Reading TaxiBJ: taxi flows over Beijing, half an hour a frame, with days missing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,12 +62,6 @@ class TaxiFlows:
             found = self.index[int(odd.argmax())]
             raise ValueError(f"`index` has {found}, expected the full and half hours of frames.")
 
-    @property
-    def incomplete_days(self) -> pd.DatetimeIndex:
-        """Days with some half hours and not all; ST-ResNet, for one, leaves them out."""
-        days, slots = np.unique(self.index.normalize(), return_counts=True)
-        return pd.DatetimeIndex(days[slots < SLOTS_A_DAY])
-
     def windows(
         self,
         n_input: int,
@@ -81,9 +72,8 @@ class TaxiFlows:
     ) -> Int[Tensor, "windows frames"]:
         """The frames of each window of consecutive half hours, without gaps.
 
-        ``start`` and ``stop`` bound the targets alone. So one time splits training from test data:
-        windows with ``stop`` at a time and those with ``start`` there share no target, and no
-        target of the later ones is an input of the earlier.
+        ``start`` and ``stop`` bound the targets alone, so one time splits training from test data:
+        no target of windows with ``start`` there is in windows with ``stop`` there.
 
         Args:
             n_input: frames to read.
@@ -97,13 +87,6 @@ class TaxiFlows:
 
         Raises:
             ValueError: for a number or bound out of range, or where there is no such window.
-
-        Example:
-            >>> index = pd.date_range("2013-07-01", periods=10, freq="30min")
-            >>> flows = TaxiFlows(flow=torch.zeros(10, 2, 4, 4), index=index)
-            >>> train = flows.windows(2, 2, stop="2013-07-01 03:00")
-            >>> len(train), train[-1].tolist()
-            (3, [2, 3, 4, 5])
         """
         check_positive_int("n_input", n_input)
         check_positive_int("n_target", n_target)
@@ -117,11 +100,10 @@ class TaxiFlows:
         if stop is not None:
             kept &= self.index[last] < parse_time("stop", stop)
         if not kept.any():
-            bounds = f" with targets from {start} until {stop}" if start or stop else ""
             raise ValueError(
                 f"`n_input` is {n_input} and `n_target` is {n_target}, but no {frames} consecutive "
-                f"half hours{bounds} are in the {len(self.index)} frames from {self.index[0]} to "
-                f"{self.index[-1]}; take shorter windows or other bounds."
+                f"half hours with targets from {start} until {stop} are in the {len(self.index)} "
+                f"frames from {self.index[0]} to {self.index[-1]}; take shorter windows."
             )
         return torch.from_numpy(first[kept])[:, None] + torch.arange(frames)
 
@@ -138,10 +120,9 @@ def read_taxibj(paths: PathLike | Sequence[PathLike]) -> TaxiFlows:
 
     Raises:
         FileNotFoundError: if a file or folder is absent, or a folder holds no such file.
-        ValueError: naming the file, if it is damaged or holds something else; if dates are no
-            dates, repeat or do not ascend; if flows are negative, NaN or Inf; if files overlap in
-            time or differ in their grid; if flows have over 256 MiB and over 100 times the
-            file's size, before they are read.
+        ValueError: if a file is damaged or holds something else, dates do not ascend, flows are
+            negative or not finite, files overlap in time or differ in their grid, or flows have
+            over 256 MiB and over 100 times the file's size.
 
     Example:
         >>> import tempfile

@@ -1,12 +1,8 @@
-"""What the two solvers share: recorded times, bars, and batches of samples.
-
-The equations are in `vorticity` and `boussinesq`.
-"""
+"""What the two solvers share: recorded times, the time step, and batches of samples."""
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_positive
-from sdkd_plugin.data.etdrk4 import Map
+
+Map = Callable[[Tensor], Tensor]
 
 # A solver gives up at this CFL number, three times the limit of Runge-Kutta's stability.
 _MAX_CFL = 4.0
@@ -66,12 +63,50 @@ def check_dtype(argument: str, dtype: torch.dtype) -> None:
         raise ValueError(f"`{argument}` is {dtype}, expected torch.float32 or torch.float64.")
 
 
-def steps_bar(total: int, description: str, progress: bool | tqdm) -> Any:
-    """A bar on stderr after a second; none where stderr is no terminal; or the caller's own."""
-    if isinstance(progress, tqdm):
-        return nullcontext(progress)
-    disable = None if progress else True
-    return tqdm(total=total, desc=description, unit="step", delay=1, disable=disable)
+def etdrk4(diffusion: Tensor, tendency: Map, cast: Map, dt: float) -> Map:
+    """The map from a state to the state one step later, of ``du/dt = diffusion u + tendency(u)``.
+
+    Diffusion is exact. ``cast`` brings real factors to the state's dtype and device.
+
+    Source: Cox and Matthews 2002; the coefficients as in Kassam and Trefethen 2005.
+    """
+    z = diffusion * dt
+    q, f1, f2, f3 = (cast(dt * c) for c in etdrk4_coefficients(z))
+    whole, half = cast(torch.exp(z)), cast(torch.exp(z / 2))
+
+    def step(state: Tensor) -> Tensor:
+        halfway = half * state
+        n0 = tendency(state)
+        a = torch.addcmul(halfway, q, n0)
+        na = tendency(a)
+        nb = tendency(torch.addcmul(halfway, q, na))
+        nc = tendency(torch.addcmul(half * a, q, 2 * nb - n0))
+        after = torch.addcmul(whole * state, f1, n0)
+        return torch.addcmul(torch.addcmul(after, f2, na + nb), f3, nc)
+
+    return step
+
+
+def etdrk4_coefficients(z: Tensor) -> list[Tensor]:
+    """Weights of the half step and of the first, both middle and the last stage, for real z.
+
+    Each is the mean of its formula over the unit circle around z, because at small z the
+    numerators cancel. By symmetry the real part over the upper half circle suffices.
+    """
+    points = 32
+    sums = [torch.zeros_like(z) for _ in range(4)]
+    for i in range(points):
+        angle = math.pi * (i + 0.5) / points
+        r = z + complex(math.cos(angle), math.sin(angle))
+        e = torch.exp(r)
+        formulas = (
+            (torch.exp(r / 2) - 1) / r,
+            (-4 - r + e * (4 - 3 * r + r**2)) / r**3,
+            2 * (2 + r + e * (r - 2)) / r**3,
+            (-4 - 3 * r - r**2 + e * (4 - r)) / r**3,
+        )
+        sums = [total + value.real / points for total, value in zip(sums, formulas, strict=True)]
+    return sums
 
 
 def integrate(
@@ -79,7 +114,7 @@ def integrate(
     step: Map,
     observe: Callable[[Tensor], tuple[Tensor, float]],
     times: Times,
-    progress: bool | tqdm,
+    bar: tqdm | None,
 ) -> Tensor:
     """The recorded fields, ``(batch, time, ...)``, and a ValueError if the flow is lost.
 
@@ -107,16 +142,16 @@ def integrate(
     if not cfl < _MAX_CFL:
         raise too_large(cfl, 0.0)
     recorded = fields.new_empty(len(fields), times.records, *fields.shape[1:])
-    with steps_bar(times.records * times.steps, "solving", progress) as bar:
-        for record in range(times.records):
-            for _ in range(times.steps):
-                state = step(state)
+    for record in range(times.records):
+        for _ in range(times.steps):
+            state = step(state)
+            if bar is not None:
                 bar.update()
-            fields, speed = observe(state)
-            before, cfl = cfl, times.dt * speed
-            if not cfl < _MAX_CFL:  # also for NaN
-                raise too_large(before, record * times.interval)
-            recorded[:, record] = fields
+        fields, speed = observe(state)
+        before, cfl = cfl, times.dt * speed
+        if not cfl < _MAX_CFL:  # also for NaN
+            raise too_large(before, record * times.interval)
+        recorded[:, record] = fields
     return recorded
 
 
@@ -126,20 +161,21 @@ def solve_samples(
     seed: int,
     solve: Callable[[list[int], tqdm], Tensor],
     steps: int,
-    description: str,
     progress: bool,
 ) -> Tensor:
     """Trajectories of all samples, ``(n_samples, ...)`` on the CPU, a batch at a time.
 
     ``solve`` takes the seeds of a batch's samples and a bar, which it advances by ``steps``. The
-    first seed is a hash of ``seed``, so that no two data sets share samples; the others count up,
-    because hashes might collide: PyTorch's CPU generator uses 32 bits of a seed.
+    first seed is a hash of ``seed``, so that data sets share no samples; the others count up.
     """
     start = int(np.random.SeedSequence(seed).generate_state(1)[0])
     seeds = [(start + i) % 2**32 for i in range(n_samples)]
     batches = range(0, n_samples, batch_size)
     fields = torch.empty(0)
-    with steps_bar(len(batches) * steps, description, progress) as bar:
+    disable = None if progress else True  # None: where stderr is no terminal
+    with tqdm(
+        total=len(batches) * steps, desc="solving", unit="step", delay=1, disable=disable
+    ) as bar:
         for first in batches:
             solved = solve(seeds[first : first + batch_size], bar)
             if not first:

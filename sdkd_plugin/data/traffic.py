@@ -1,6 +1,5 @@
 """Readers of measured traffic: the T-GCN csv layout, and which layout a folder holds."""
 
-import io
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,10 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin.data.reading import reading
 from sdkd_plugin.data.sensors import TrafficData
 
 Missing = Literal["none", "zeros", "nan"]
@@ -41,7 +38,6 @@ class TrafficFiles:
     folder: Path
     speed: Path
     adjacency: Path | None = None
-    locations: Path | None = None
 
 
 def find_traffic(folder: str | Path) -> TrafficFiles:
@@ -58,7 +54,18 @@ def find_traffic(folder: str | Path) -> TrafficFiles:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder, expected one that holds traffic data.")
     names = sorted(path.name for path in folder.iterdir())
-    found = _csv_pairs(folder, [name for name in names if name.lower().endswith(".csv")])
+    tables = [name for name in names if name.lower().endswith(".csv")]
+    found = [
+        TrafficFiles(
+            "los_loop" if (speed, adjacency) == ("los_speed.csv", "los_adj.csv") else "csv_pair",
+            folder,
+            folder / speed,
+            folder / adjacency,
+        )
+        for speed in tables
+        for adjacency in tables
+        if "speed" in speed.lower() and "adj" in adjacency.lower()
+    ]
     if any(layout <= set(names) for layout in _METR_LA):
         found.append(TrafficFiles("metr_la", folder, folder / "metr_la.h5"))
     if len(found) > 1:
@@ -74,46 +81,21 @@ def find_traffic(folder: str | Path) -> TrafficFiles:
     return found[0]
 
 
-def _csv_pairs(folder: Path, names: list[str]) -> list[TrafficFiles]:
-    speeds = [name for name in names if "speed" in name.lower()]
-    adjacencies = [name for name in names if "adj" in name.lower()]
-    locations = [folder / name for name in names if "locations" in name.lower()]
-    only_pair = len(speeds) == len(adjacencies) == 1
-    return [
-        TrafficFiles(
-            "los_loop" if (speed, adjacency) == ("los_speed.csv", "los_adj.csv") else "csv_pair",
-            folder,
-            folder / speed,
-            folder / adjacency,
-            locations[0] if len(locations) == 1 else None,
-        )
-        for speed in speeds
-        for adjacency in adjacencies
-        if only_pair or speed.lower().replace("speed", "") == adjacency.lower().replace("adj", "")
-    ]
-
-
 def read_los_loop(folder: str | Path) -> TrafficData:
     """Read Los-loop: one week of METR-LA, 1 to 7 March 2012, 207 sensors, gaps interpolated.
 
-    The folder holds ``los_speed.csv``, ``los_adj.csv`` and perhaps ``sensor_locations.csv``.
+    The folder holds ``los_speed.csv`` and ``los_adj.csv``.
 
     Raises:
         FileNotFoundError: if a file is absent.
         ValueError: if a file is damaged, or not 2016 steps of 207 sensors.
 
-    Source: Zhao et al., T-GCN, IEEE T-ITS 2019, arXiv 1811.05320; sensors and readings from
-    Jagadish et al. 2014 by way of DCRNN, Li et al. 2018, arXiv 1707.01926.
+    Source: Zhao et al., T-GCN, IEEE T-ITS 2019, arXiv 1811.05320; readings of METR-LA from DCRNN,
+    Li et al. 2018, arXiv 1707.01926.
     """
     folder = Path(folder)
-    speed, locations = folder / "los_speed.csv", folder / "sensor_locations.csv"
-    data = read_csv_pair(
-        speed,
-        folder / "los_adj.csv",
-        locations=locations if locations.exists() else None,
-        start="2012-03-01",
-        missing="none",
-    )
+    speed, adjacency = folder / "los_speed.csv", folder / "los_adj.csv"
+    data = read_csv_pair(speed, adjacency, start="2012-03-01", missing="none")
     if (shape := tuple(data.speed.shape)) != _LOS_LOOP_SHAPE:
         raise ValueError(
             f"{speed} has {shape} rows and sensors, expected {_LOS_LOOP_SHAPE}; it is cut short or "
@@ -128,7 +110,6 @@ def read_csv_pair(
     *,
     start: str | datetime,
     missing: Missing,
-    locations: str | Path | None = None,
     freq: str = "5min",
 ) -> TrafficData:
     r"""Read the T-GCN layout: a csv of speeds and a csv of the weighted adjacency.
@@ -140,14 +121,12 @@ def read_csv_pair(
         adjacency_csv: one row of weights for each sensor, no header.
         start: time of the first row. The files do not hold it and it is never guessed.
         missing: how the file marks what was not measured: ``"zeros"``, ``"nan"`` (or an empty
-            cell), or ``"none"`` where nothing is missing; then a NaN is an error.
-        locations: a csv with the columns ``sensor_id``, ``latitude`` and ``longitude``.
+            cell), or ``"none"`` where nothing is missing.
         freq: the step between rows, as pandas writes it.
 
     Raises:
         FileNotFoundError: if a file is absent.
-        ValueError: if a file is cut short, ragged, not numeric, of the wrong shape or negative, or
-            an option is unknown; the message names the file and the place.
+        ValueError: if a file is damaged, of the wrong shape or negative, or an option is unknown.
 
     Example:
         >>> import tempfile
@@ -196,7 +175,6 @@ def read_csv_pair(
         node_ids=ids,
         index=index,
         source=f"T-GCN csv pair {speed_csv.name}, {adjacency_csv.name}",
-        positions=None if locations is None else _read_locations(Path(locations), ids),
     )
 
 
@@ -227,27 +205,6 @@ def _read_numbers(path: Path, lines: list[str], skip: int, gaps: bool) -> np.nda
             "NaN or empty."
         )
     return numbers
-
-
-def _read_locations(path: Path, ids: tuple[str, ...]) -> Tensor:
-    text = io.StringIO("\n".join(_read_lines(path)))
-    with reading(path, "a csv of locations"):
-        frame = pd.read_csv(text, dtype=str, skipinitialspace=True, index_col=False)
-    if not {"sensor_id", "latitude", "longitude"} <= set(frame.columns):
-        raise ValueError(
-            f"{path} has the columns {list(frame.columns)}, expected 'sensor_id', 'latitude' and "
-            "'longitude'."
-        )
-    frame = frame.drop_duplicates("sensor_id", keep="last").set_index("sensor_id")
-    if absent := [each for each in ids if each not in frame.index]:
-        raise ValueError(
-            f"{path} lacks {len(absent)} of {len(ids)} sensors, first {absent[0]!r}; add them or "
-            "pass `locations=None`."
-        )
-    places = frame.loc[list(ids), ["longitude", "latitude"]].apply(pd.to_numeric, errors="coerce")
-    if places.isna().any(axis=None):
-        raise ValueError(f"{path} has a coordinate that is not a number, or is cut short.")
-    return torch.from_numpy(places.to_numpy(dtype=np.float32))
 
 
 def _read_lines(path: Path) -> list[str]:

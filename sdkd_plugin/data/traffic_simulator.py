@@ -1,7 +1,6 @@
-"""Simulated traffic, for machines that have no measured traffic.
+"""Simulated traffic: demand, incidents and detectors.
 
-Demand, incidents and detectors; the roads are in `road_network`, the physics in
-`cell_transmission`.
+The roads are in `road_network`, the physics in `cell_transmission`.
 """
 
 from datetime import datetime
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 from scipy.signal import lfilter
 
-from sdkd_plugin._checks import check_positive, check_positive_int
+from sdkd_plugin._checks import check_positive, check_positive_int, check_sizes
 from sdkd_plugin.data.cell_transmission import TrafficHistory, transmit
 from sdkd_plugin.data.reading import parse_time
 from sdkd_plugin.data.road_network import Highways, build_highways, sensor_graph
@@ -34,13 +33,11 @@ def simulate_traffic(
 ) -> TrafficData:
     """Simulate detector speeds on crossing motorways, every five minutes.
 
-    The cell transmission model on a made-up network: a morning and an evening rush hour on
-    weekdays, one flat hump on weekends, demand that varies from day to day and from minute to
-    minute, capacities that waver (on average 4 % below the best), and incidents: a random cell of
-    the main road keeps 20 to 70 % of its capacity for a lognormal time (median 30 minutes).
-    Detectors report mean speeds between 1 and 70 miles an hour, with the scatter of single drivers
-    (9 miles an hour over the root of their number) and a slow drift (1.5 miles an hour), and fall
-    silent for an hour at a time, on average. Results on it do not replace measured traffic.
+    The cell transmission model on a made-up network, with rush hours on weekdays, demand and
+    capacities that vary, and incidents, in which a random cell of the main road keeps 20 to 70 % of
+    its capacity for half an hour in the median. Detectors report mean speeds between 1 and 70 miles
+    an hour, with noise and drift, and fall silent for an hour at a time, on average. Results on it
+    do not replace measured traffic.
 
     Args:
         n_sensors: number of detectors.
@@ -54,8 +51,8 @@ def simulate_traffic(
         progress: show a bar on a terminal after a second.
 
     Returns:
-        Speeds in miles an hour, a directed sensor graph with the Gaussian kernel of road distances,
-        and positions in miles.
+        Speeds in miles an hour and a directed sensor graph with the Gaussian kernel of road
+        distances.
 
     Raises:
         ValueError: if an option is out of range.
@@ -65,8 +62,7 @@ def simulate_traffic(
         >>> data.speed.shape, data.source
         (torch.Size([288, 12]), 'simulated traffic (cell transmission model, seed 0)')
     """
-    check_positive_int("n_sensors", n_sensors)
-    check_positive_int("days", days)
+    check_sizes(n_sensors=n_sensors, days=days)
     check_positive_int("seed", seed, minimum=0)
     check_positive("demand", demand)
     check_positive("incidents_per_day", incidents_per_day, allow_zero=True)
@@ -74,8 +70,6 @@ def simulate_traffic(
         raise ValueError(
             f"`missing_rate` is {missing_rate!r}, expected a share of at least 0 and below 1."
         )
-    if len(freeways) != 2:
-        raise ValueError(f"`freeways` is {freeways!r}, expected (east-west, north-south).")
     for count in freeways:
         check_positive_int("freeways", count)
     first = parse_time("start", start).normalize()
@@ -103,7 +97,6 @@ def simulate_traffic(
         node_ids=highways.sensor_ids,
         index=index,
         source=f"simulated traffic (cell transmission model, seed {seed})",
-        positions=torch.from_numpy(highways.positions[highways.sensors].astype(np.float32)),
     )
 
 

@@ -27,19 +27,12 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
       ``NavierStokes_V1e-5_N1200_T20.mat``;
     - ``.npy``, ``.pt`` (one tensor), ``.safetensors`` (one tensor): (samples, time, nx, ny).
 
-    Nothing is unpickled: ``.pt`` is read with ``weights_only=True``, ``.npy`` without objects. A
-    file is refused before it is read if its array has over 256 MiB and over 100 times the file's
-    size.
-
-    Args:
-        path: the file.
-
-    Returns:
-        float32.
+    Nothing is unpickled. A file is refused before it is read if its array has over 256 MiB and over
+    100 times the file's size. The result is float32.
 
     Raises:
-        ValueError: naming the file, if it does not exist, is of another format, is damaged,
-            declares too much, or holds something else; or if values are NaN or Inf.
+        ValueError: if the file does not exist, is damaged, holds something else or too much, or has
+            values that are NaN or Inf.
 
     Example:
         >>> import tempfile

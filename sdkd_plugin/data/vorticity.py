@@ -1,6 +1,6 @@
 """The two-dimensional vorticity equation on the unit torus, by a pseudo-spectral method.
 
-Initial fields and data sets are in `navier_stokes`. The vorticity w = dv/dx - du/dy obeys
+The vorticity w = dv/dx - du/dy obeys
 
     dw/dt + u . grad w = nu Laplacian(w) + f,    u = d psi/dy,  v = -d psi/dx,  -Laplacian(psi) = w
 
@@ -18,11 +18,17 @@ from torch.fft import fftfreq, irfft2, rfft2, rfftfreq
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_choice, check_finite, check_positive, check_shape
-from sdkd_plugin.data.etdrk4 import Map, etdrk4
-from sdkd_plugin.data.time_stepping import Times, check_dtype, check_times, integrate
+from sdkd_plugin.data.time_stepping import (
+    Map,
+    Times,
+    check_dtype,
+    check_times,
+    etdrk4,
+    integrate,
+)
 
 Scheme: TypeAlias = Literal["etdrk4", "cn-heun", "cn-euler"]
-Forcing: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Tensor | None
+Forcing: TypeAlias = Callable[[Tensor, Tensor], Tensor] | None
 
 # CFL number, dt max(|u| / dx + |v| / dy), of the default step in a flow of speed 1. Runge-Kutta is
 # stable below 1.35 (2.83 on the imaginary axis, wave numbers up to a third of the grid's). Heun's
@@ -45,20 +51,19 @@ def solve(
     forcing: Forcing = fno_forcing,
     dt: float | None = None,
     scheme: Scheme = "etdrk4",
-    progress: bool | tqdm = True,
+    bar: tqdm | None = None,
 ) -> Float[Tensor, "batch time nx ny"]:
     """Integrate the vorticity equation; the fields set precision (float32, float64) and device.
 
-    Fields and products are truncated to the wave numbers below a third of the grid's (the 2/3
-    rule), so unforced inviscid flow keeps energy and enstrophy up to the error in time. A
-    tendency costs four real FFTs: with u and v at the points,
+    Wave numbers below a third of the grid's are kept (the 2/3 rule), so unforced inviscid flow
+    keeps energy and enstrophy up to the error in time. A tendency costs four real FFTs:
     -u . grad w = (d^2/dy^2 - d^2/dx^2)(u v) - d^2/dxdy (v^2 - u^2).
 
     Fields are recorded at record_interval, 2 record_interval, ..., duration. ``scheme`` "etdrk4" is
     of fourth order, diffusion exact; "cn-heun", of second, and "cn-euler", of first, the FNO
     recipe's own, treat diffusion by Crank-Nicolson. ``dt`` None takes a CFL number of 1, 1/4 or
-    1/39 (1e-4 on 256 points) at speed max(|u| + |v|) = 1; 64 flows of each published FNO set peaked
-    at 0.4 to 0.8. ``progress`` may be a bar, which advances by one a step.
+    1/39 at speed max(|u| + |v|) = 1; the published FNO flows peak at 0.4 to 0.8. ``forcing`` is a
+    function of x and y. ``bar`` advances by one a step.
 
     Source: Basdevant (1983), J. Comput. Phys. 50, for the four transforms; Li et al. (2021),
     appendix A.3.
@@ -81,7 +86,7 @@ def solve(
     )
 
     state = rfft2(vorticity) * flow.kept
-    return integrate(state, step, lambda w: (flow.to_field(w), flow.speed(w)), times, progress)
+    return integrate(state, step, lambda w: (flow.to_field(w), flow.speed(w)), times, bar)
 
 
 def scheme_times(
@@ -96,13 +101,12 @@ def forcing_field(forcing: Forcing, nx: int, ny: int) -> Float[Tensor, "nx ny"]:
     """The forcing's values on a grid, zeros for None; float64 on the CPU."""
     if forcing is None:
         return torch.zeros(nx, ny, dtype=torch.float64)
-    if not isinstance(forcing, Tensor):
-        x = torch.arange(nx, dtype=torch.float64)[:, None] / nx
-        y = torch.arange(ny, dtype=torch.float64)[None, :] / ny
-        forcing = forcing(*torch.broadcast_tensors(x, y))
-    check_shape("forcing", forcing.shape, (nx, ny), "one value a grid point")
-    check_finite("forcing", forcing)
-    return forcing.detach().to("cpu", torch.float64)
+    x = torch.arange(nx, dtype=torch.float64)[:, None] / nx
+    y = torch.arange(ny, dtype=torch.float64)[None, :] / ny
+    values = forcing(*torch.broadcast_tensors(x, y))
+    check_shape("forcing", values.shape, (nx, ny), "one value a grid point")
+    check_finite("forcing", values)
+    return values
 
 
 class _Flow:

@@ -1,10 +1,10 @@
 """Reading WeatherBench, global weather on grids of latitudes and longitudes, through xarray.
 
-Errors weighted by area are in `latitude`. xarray and zarr are imported by the reader alone: they
-are the optional extra ``weather``.
+xarray and zarr are imported by the reader alone: they are the optional extra ``weather``.
 """
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,12 +42,11 @@ class WeatherData:
         latitude: degrees north of each row, ascending.
         longitude: degrees east of each column, ascending.
         index: the time of each field (UTC), in equal steps.
-        channels: the name of each channel: that of a variable, with ``_<level>`` where it has one.
+        channels: the variable of each channel, with ``_<level>`` where it has one.
         units: the unit of each channel as the files have it, empty where they have none.
 
     Raises:
-        ValueError: if shapes do not match, fields are not finite, or coordinates or times do not
-            ascend.
+        ValueError: if the data are not so.
     """
 
     fields: Float[Tensor, "time channels lat lon"]
@@ -80,11 +79,10 @@ def read_weatherbench(
 ) -> WeatherData:
     """Read some variables, levels and times of WeatherBench; nothing else is loaded.
 
-    WeatherBench 1 is folders of netCDF files, one for each variable and year, such as
-    ``2m_temperature_5.625deg/2m_temperature_2017_5.625deg.nc``. WeatherBench 2 is zarr stores that
-    hold all variables. Axes are found by their names, in any order and direction. Nothing in a
-    store is executed: a pickle filter is refused. So is a netCDF variable of over 256 MiB and over
-    100 times its file's size.
+    WeatherBench 1 is folders of netCDF files, one for each variable and year, WeatherBench 2 zarr
+    stores. Axes are found by their names, in any order and direction. Nothing in a store is
+    executed: a pickle filter is refused. So is a netCDF variable of over 256 MiB and over 100 times
+    its file's size.
 
     Args:
         paths: a netCDF file, a folder (all ``*.nc`` in it and below), a zarr store, or several of
@@ -99,20 +97,19 @@ def read_weatherbench(
     Raises:
         ImportError: if xarray or zarr 3 is not installed.
         FileNotFoundError: if a file, folder or store is absent or a folder holds no netCDF file.
-        ValueError: if a file is damaged; if there is no such variable, level or time (the message
-            lists what there is); if times repeat, do not ascend or have gaps; if variables or
-            files differ in times, grid or units; if values are not numbers, NaN or Inf.
+        ValueError: if a file is damaged; if there is no such variable, level or time; if times
+            have gaps or do not ascend; if files differ in times, grid or units; if values are not
+            finite numbers.
 
     Example:
         >>> import tempfile, xarray
         >>> hours = pd.date_range("2017-01-01", periods=12, freq="h")
         >>> axes = {"time": hours, "lat": [-45.0, 45.0], "lon": [0.0, 90.0, 180.0, 270.0]}
-        >>> t2m = xarray.DataArray(np.ones((12, 2, 4)), axes, attrs={"units": "K"}, name="t2m")
+        >>> t2m = xarray.DataArray(np.ones((12, 2, 4)), axes, name="t2m")
         >>> file = Path(tempfile.mkdtemp()) / "2m_temperature_2017_5.625deg.nc"
         >>> _ = t2m.to_netcdf(file, engine="h5netcdf")
-        >>> data = read_weatherbench(file, {"t2m": None}, every=6)
-        >>> data.fields.shape, data.units
-        (torch.Size([2, 1, 2, 4]), ('K',))
+        >>> read_weatherbench(file, {"t2m": None}, every=6).fields.shape
+        torch.Size([2, 1, 2, 4])
 
     Source: Rasp et al., WeatherBench, JAMES 2020, arXiv 2002.00469, and WeatherBench 2, JAMES
     2024, arXiv 2308.15560.
@@ -261,3 +258,37 @@ def _at_levels(source: str, array: Any, wanted: Sequence[int] | None) -> Any:
 def _levels(array: Any) -> list[Any]:
     """The levels of a variable; [None] where it has none."""
     return np.atleast_1d(array["level"]).tolist() if "level" in array.coords else [None]
+
+
+def latitude_weighted_rmse(
+    forecast: Float[Tensor, "*times channels lat lon"],
+    truth: Float[Tensor, "*times channels lat lon"],
+    latitude: Float[Tensor, " lat"],
+) -> Float[Tensor, " channels"]:
+    """The root mean square error of each channel, with grid cells weighted by their areas.
+
+    ``sqrt(mean over times, lat, lon of w_lat (forecast - truth)^2)``, w_i the area of a cell over
+    the mean area, ``~ sin(upper edge of row i) - sin(lower edge)``, edges halfway between rows and
+    at the poles. The mean over times is under the root, as in WeatherBench 2. ``latitude`` is
+    degrees north of each row, ascending as in :class:`WeatherData`.
+
+    Raises:
+        ValueError: if shapes do not match, or latitudes do not ascend from -90 to 90.
+
+    Example:
+        >>> truth = torch.zeros(5, 1, 2, 4)
+        >>> latitude_weighted_rmse(truth + 3, truth, torch.tensor([-45.0, 45.0]))
+        tensor([3.])
+
+    Source: Rasp et al., WeatherBench 2, arXiv 2308.15560, section 3.
+    """
+    check_shape("truth", truth.shape, forecast.shape, "as `forecast` has")
+    check_shape("latitude", latitude.shape, forecast.shape[-2:-1], "one for each row")
+    pole = latitude.new_tensor([90.0])
+    steps = torch.cat([-pole, latitude, pole]).diff()
+    if not bool((steps[1:-1] > 0).all() and (steps >= 0).all()):
+        raise ValueError(f"`latitude` is {latitude.tolist()}, expected ascending, from -90 to 90.")
+    edges = torch.cat([-pole, (latitude[1:] + latitude[:-1]) / 2, pole]).double()
+    areas = torch.sin(edges * math.pi / 180).diff().to(forecast)
+    squares = (areas / areas.mean())[:, None] * (forecast - truth).square()
+    return squares.mean((-2, -1)).reshape(-1, forecast.shape[-3]).mean(0).sqrt()

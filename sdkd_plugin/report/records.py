@@ -1,14 +1,17 @@
-"""Rows of results in CSV files: what a row tells of the machine, and how rows are appended."""
+"""Rows of results: what a row tells of the machine, what made it, and how rows are appended."""
 
 import csv
+import hashlib
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sdkd_plugin._version import __version__
 from sdkd_plugin.data.store import atomic_path
@@ -53,3 +56,24 @@ def append_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
         writer = csv.DictWriter(opened, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(both)
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hexadecimal digits of all values, weights and options in it; functions by name only.
+
+    Example:
+        >>> fingerprint([torch.zeros(2), {"a": 1}]) == fingerprint([torch.zeros(2), {"a": 2}])
+        False
+    """
+    if isinstance(value, nn.Module):
+        value = [repr(value), value.state_dict()]
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().flatten()
+        data = f"{value.dtype}{tuple(value.shape)}".encode() + flat.view(torch.uint8).numpy().data
+    elif isinstance(value, Mapping):
+        return fingerprint(list(value.items()))
+    elif isinstance(value, list | tuple):
+        data = ",".join(fingerprint(each) for each in value).encode()
+    else:
+        data = re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode()
+    return hashlib.sha256(data).hexdigest()[:12]

@@ -1,9 +1,8 @@
 """Does distillation pay on given data, and with which options? One harness for all comparisons."""
 
-from sdkd_plugin.study.arms import Arm, standard_arms
 from sdkd_plugin.study.comparison import study
 from sdkd_plugin.study.result import Result
-from sdkd_plugin.study.task import Samples, Task
+from sdkd_plugin.study.task import Arm, Samples, Task, standard_arms
 from sdkd_plugin.study.tasks import (
     navier_stokes_task,
     rayleigh_benard_task,

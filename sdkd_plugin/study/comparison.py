@@ -6,9 +6,8 @@ import pickle
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
-from sdkd_plugin.report import append_rows, environment, milliseconds_a_forecast, parameter_count
-from sdkd_plugin.study.arms import Arm, fingerprint, standard_arms
-from sdkd_plugin.study.result import Result, weights_path
-from sdkd_plugin.study.task import CHUNK, Task
-from sdkd_plugin.study.training import Job, Make, Recipe, Trained, Trainer, made
-from sdkd_plugin.teachers import accepted_inputs, precompute
+from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
+from sdkd_plugin.study.result import Result
+from sdkd_plugin.study.task import Arm, Task, standard_arms
+from sdkd_plugin.study.training import Make, Recipe, Training, made
+from sdkd_plugin.teachers import accepted_inputs
 
-KEY = ["protocol", "model", "seed"]
-"""Columns that tell rows apart."""
+Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
+MEAN = "mean of the teachers"
 
 
 def study(
     task: Task,
     *,
     student: Make | None = None,
-    teacher: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] = (),
+    teacher: Teachers = (),
     arms: Sequence[Arm] | None = None,
     seeds: int = 3,
     steps: int = 2000,
@@ -53,9 +51,8 @@ def study(
 
     All arms take the same optimisation steps (AdamW, cosine) and have the same number of
     validations; the weights with the least validation error are scored. A seed sets the student's
-    first weights, the order of the batches and, if labels are drawn, which samples have them; data
-    and teachers are the same for all seeds. The teachers forecast the training inputs once. On a
-    CPU the rows do not depend on ``jobs``.
+    first weights, the order of the batches and, if labels are drawn, which samples have them. The
+    teachers forecast the training inputs once. On a CPU the rows do not depend on ``jobs``.
 
     Args:
         task: the problem.
@@ -70,8 +67,8 @@ def study(
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         validations: how often the validation error is computed.
-        folder: keeps ``rows.csv`` and the weights as they come, so that a stopped study goes on
-            where it was. Rows of other data, models or options stay there and are not used.
+        folder: keeps weights and scores as they come, so that a stopped study goes on where it was.
+            Those of other data, models or options stay there and are not used.
         jobs: processes, with one CPU thread each; several need a ``student`` that can be pickled,
             such as a `functools.partial` of a class.
         device: where models are trained.
@@ -93,179 +90,110 @@ def study(
         ['teacher', 'student alone', 'plain-MSE distillation', 'SDKD']
     """
     check_positive("lr", lr)
-    numbers = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
-    for name, value in numbers.items():
+    counts = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
+    for name, value in counts.items():
         check_positive_int(name, value)
     check_positive_int("steps", steps, validations)
-    given, makers, device = _named(teacher), [], torch.device(device)
-    arms = arms or standard_arms(task.bands.n_bands)
-    for arm in arms:
-        if (make := arm.model or student) is None:
-            raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
-        makers.append(make)
-        if not arm.alone and len(given) < (arm.teachers or 1):
-            raise ValueError(
-                f"`teacher` has {len(given)} teachers, expected {arm.teachers or 'at least 1'} for "
-                f"{arm.name!r}: give them, or the arm kd_weight=0."
-            )
+    given, device = _named(teacher), torch.device(device)
     place = Path(folder or tempfile.mkdtemp())
     if folder is None:
         weakref.finalize(task, shutil.rmtree, place, ignore_errors=True)
+    recipe = Recipe(steps, lr, batch_size, weight_decay, clip, validations)
     shared = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in task.shared.items()}
-    pairs = (
-        replace(pair, teacher_index=i)
-        for arm in arms
-        for pair in arm.options.get("latents", ())
-        for i in range(arm.teachers or len(given))
-        if pair.teacher_index in (None, i)
-    )
-    with _one_thread():
-        loss = None
-        if given:  # frozen, with every tap that an arm distils
-            taps = list({pair.name: pair for pair in pairs}.values())
-            loss = DistillationLoss(list(given.values()), task.transform, latents=taps).to(device)
-        work = Trainer(
-            replace(task, shared=shared),
-            arms,
-            makers,
-            () if loss is None else loss.teachers,
-            Recipe(steps, lr, batch_size, weight_decay, clip, validations),
-            device,
-        )
-        teachers = dict(zip(given, work.teachers, strict=True))
-        fixed, protocols = _fixed_rows(work, teachers), _protocols(work)
-        done = set(_read(place).index)
-        if new := [row for row in fixed if tuple(row[k] for k in KEY) not in done]:
-            append_rows(place / "rows.csv", new)
-        missing = [
-            (i, seed)
-            for seed in range(seeds)
-            for i, arm in enumerate(arms)
-            if (protocols[i], arm.name, seed) not in done
-            or not weights_path(place, protocols[i], seed).exists()
-        ]
-        if missing:
-            costs = [_cost(work, made(make)) for make in work.makers]
-            taught = {i for i, _ in missing if not (arms[i].alone or arms[i].augmentation)}
-            if loss is not None and taught:
-                pool = work.task.pool
-                parts = (pool.select(slice(i, i + CHUNK)) for i in range(0, len(pool), CHUNK))
-                batches = ({"x": part.x, **work.task.inputs(part)} for part in parts)
-                work = replace(work, outputs=precompute(loss, batches))
-                for name, output in zip(given, work.outputs, strict=True):
-                    check_finite(f"forecast of {name}", output.forecast)
-            bar = tqdm(total=len(missing), desc=task.name, unit="model", disable=None)
-            with bar, _mapped(work, jobs) as mapped:
-                for (i, seed), columns, weights in mapped(missing):
-                    row = _names(work, protocols[i], arms[i].setting, arms[i].name, seed)
-                    with atomic_path(weights_path(place, protocols[i], seed)) as path:
-                        path.write_bytes(weights)
-                    append_rows(place / "rows.csv", [row | columns | costs[i]])
-                    bar.update()
-    order = [tuple(row[k] for k in KEY) for row in fixed]
-    order += [(protocols[i], arm.name, seed) for i, arm in enumerate(arms) for seed in range(seeds)]
-    rows = _read(place).loc[order].reset_index()
-    of_protocol = dict(zip(protocols, makers, strict=True))
-    return Result(task, rows, tuple(arms), of_protocol, teachers, work.recipe, place)
+    there, arms = replace(task, shared=shared), list(arms or standard_arms(task.bands.n_bands))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would sum in another order, and share the cores with other jobs
+    try:
+        loss = _frozen(task, given, arms).to(device) if given else None
+        teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
+        trainings = []
+        for arm in arms:
+            if (make := arm.model or student) is None:
+                raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
+            used = [] if arm.alone else list(teachers.values())[: arm.teachers]
+            if not arm.alone and len(used) < (arm.teachers or 1):
+                raise ValueError(
+                    f"`teacher` has {len(given)} teachers, expected {arm.teachers or 'at least 1'} "
+                    f"for {arm.name!r}: give them, or the arm kd_weight=0."
+                )
+            trainings.append(Training(there, arm, make, used, recipe, device, place))
+        rows = _fixed_rows(there, teachers, device)
+        jobs_of = ((i, seed) for seed in range(seeds) for i in range(len(arms)))
+        missing = [(i, seed) for i, seed in jobs_of if not trainings[i].path(seed).exists()]
+        if loss is not None and any(not arms[i].alone for i, _ in missing):
+            outputs = precompute(loss, there.batches(there.train))
+            trainings = [replace(t, outputs=outputs[: len(t.teachers)]) for t in trainings]
+        trained = _trained(trainings, jobs, missing)
+        for _ in tqdm(trained, task.name, len(missing), unit="model", disable=None):
+            pass
+        for training in trainings:
+            cost = _cost(there, made(training.make), device)
+            rows += [training.row(seed) | cost for seed in range(seeds)]
+    finally:
+        torch.set_num_threads(threads)
+    table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
+    return Result(task, table, trainings, teachers)
 
 
-def _named(
-    teacher: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
-) -> dict[str, nn.Module]:
+def _named(teacher: Teachers) -> dict[str, nn.Module]:
     if isinstance(teacher, Mapping):
         return dict(teacher)
     several = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     return {f"teacher {i}" if len(several) > 1 else "teacher": m for i, m in enumerate(several, 1)}
 
 
-def _protocols(work: Trainer) -> list[str]:
-    """For each arm, a hash of all that its scores depend on but the seed."""
-    common = [work.task.identity, work.recipe, work.device]
-    teachers = [fingerprint(each) for each in work.teachers]
-    return [
-        fingerprint([common, arm, made(make), [] if arm.alone else teachers[: arm.teachers]])
-        for arm, make in zip(work.arms, work.makers, strict=True)
-    ]
+def _frozen(task: Task, given: Mapping[str, nn.Module], arms: Iterable[Arm]) -> DistillationLoss:
+    """Frozen copies of the teachers, with every tap that an arm distils."""
+    pairs = {
+        (i, pair.teacher): replace(pair, teacher_index=i)
+        for arm in arms
+        for pair in arm.options.get("latents", ())
+        for i in range(arm.teachers or len(given))
+        if pair.teacher_index in (None, i)
+    }
+    return DistillationLoss(list(given.values()), task.transform, latents=list(pairs.values()))
 
 
-def _names(work: Trainer, protocol: str, setting: str, model: str, seed: int) -> dict[str, Any]:
-    """The columns that a row begins with."""
-    names = {"task": work.task.name, "source": work.task.source, "protocol": protocol}
-    return {**names, "setting": setting, "model": model, "seed": seed}
-
-
-def _fixed_rows(work: Trainer, teachers: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+def _fixed_rows(
+    task: Task, teachers: Mapping[str, nn.Module], device: torch.device
+) -> list[dict[str, Any]]:
     """The rows of what is not trained here: baselines, teachers, and the teachers' mean."""
-    task = work.task
     forecasts = {name: baseline(task.test) for name, baseline in task.baselines.items()}
-    taught = {name: task.forecast(t, task.test, work.device) for name, t in teachers.items()}
-    costs = {name: _cost(work, teacher) for name, teacher in teachers.items()}
+    taught = {name: task.forecast(model, task.test, device) for name, model in teachers.items()}
+    costs = {name: _cost(task, model, device) for name, model in teachers.items()}
+    for name, forecast in taught.items():
+        check_finite(f"forecast of {name}", forecast)
     if len(taught) > 1:
-        taught["mean of the teachers"] = torch.stack(list(taught.values())).mean(0)
-        costs["mean of the teachers"] = {
-            name: sum(cost[name] for cost in costs.values()) for name in costs[next(iter(costs))]
-        }
+        costs[MEAN] = dict(pd.DataFrame(costs.values()).sum().astype(float))
+        taught[MEAN] = torch.stack(list(taught.values())).mean(0)
+    names = {"setting": "-", "seed": 0, **environment(device)}
     return [
-        _names(work, fingerprint([task.identity, forecast]), "-", name, 0)
-        | task.scores(forecast)
-        | environment(work.device)
-        | costs.get(name, {})
+        {**names, "model": name, **costs.get(name, {}), **task.scores(forecast)}
         for name, forecast in {**forecasts, **taught}.items()
     ]
 
 
-def _cost(work: Trainer, model: nn.Module) -> dict[str, float]:
+def _cost(task: Task, model: nn.Module, device: torch.device) -> dict[str, float]:
     """Parameters, and milliseconds of the forecast of one sample."""
-    model = model.to(work.device).eval()
-    first = work.task.test.select(slice(1), work.device)
-    inputs = accepted_inputs(model, work.task.inputs(first))
-    time = milliseconds_a_forecast(model, first.x, inputs=inputs, device=work.device)
+    model = model.to(device).eval()
+    (one,) = task.batches(task.test.select(slice(1)), device)
+    x, inputs = one.pop("x"), accepted_inputs(model, one)
+    time = milliseconds_a_forecast(model, x, inputs=inputs, device=device)
     return {"parameters": float(parameter_count(model)), "milliseconds": time}
 
 
-def _read(folder: Path) -> pd.DataFrame:
-    """The newest row of each protocol, model and seed."""
-    if not (file := folder / "rows.csv").exists():
-        return pd.DataFrame(columns=KEY).set_index(KEY)
-    # A protocol such as 12345678e123 would be read as a number.
-    rows = pd.read_csv(file, dtype={"protocol": str})
-    return rows.drop_duplicates(KEY, keep="last").set_index(KEY)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads would sum in another order, and share the cores with other jobs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-_work: Trainer
-"""Of this process, if it is one of several."""
-
-
-def _start(pickled: bytes) -> None:
-    global _work
-    torch.set_num_threads(1)
-    _work = pickle.loads(pickled)  # noqa: S301 - the parent process made it
-
-
-def _run(job: Job) -> Trained:
-    return _work(job)
-
-
-@contextmanager
-def _mapped(work: Trainer, jobs: int) -> Iterator[Callable[[Iterable[Job]], Iterator[Trained]]]:
-    """A map over jobs, in whatever order they are done: processes, or this one."""
+def _trained(
+    trainings: list[Training], jobs: int, todo: Sequence[tuple[int, int]]
+) -> Iterator[None]:
+    """Train, in whatever order jobs end, here or in several processes."""
     if jobs == 1:
-        yield lambda todo: map(work, todo)
+        for i, seed in todo:
+            trainings[i].run(seed)
+            yield
         return
     try:
         # As bytes: tensors between processes go through shared memory, which containers limit.
-        pickled = pickle.dumps(work)
+        pickled = pickle.dumps(trainings)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"`jobs` is {jobs}, but the study cannot be sent to another process ({error}): give "
@@ -273,10 +201,14 @@ def _mapped(work: Trainer, jobs: int) -> Iterator[Callable[[Iterable[Job]], Iter
         ) from error
     # Forked processes would inherit torch's threads and a CUDA context, which neither survives.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _start, (pickled,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
         try:
-            yield lambda todo: (
-                done.result() for done in as_completed([pool.submit(_run, job) for job in todo])
-            )
+            for done in as_completed([pool.submit(_run, pickled, *job) for job in todo]):
+                done.result()
+                yield
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _run(pickled: bytes, i: int, seed: int) -> None:
+    pickle.loads(pickled)[i].run(seed)  # noqa: S301 - the parent process made it

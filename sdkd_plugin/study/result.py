@@ -2,32 +2,23 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
-from safetensors.torch import load_file
+from matplotlib.figure import Figure
 from torch import nn
 
+from sdkd_plugin._checks import check_choice
 from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.report.figures import band_bars, error_spectra, fields
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
-from sdkd_plugin.study.arms import Arm
-from sdkd_plugin.study.task import Task
-from sdkd_plugin.study.training import Make, Recipe, made
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sdkd_plugin.study.task import Arm, Task
+from sdkd_plugin.study.training import Training
 
 HEADINGS = {"mse": "MSE", "mae": "MAE", "relative_l2": "relative L2"}
-
-
-def weights_path(folder: Path, protocol: str, seed: int) -> Path:
-    """Where a study keeps a model's weights."""
-    return folder / "weights" / f"{protocol}-{seed}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,30 +29,25 @@ class Result:
         task: what was forecast.
         rows: one for each baseline, teacher, arm and seed: scores on the test samples in physical
             units, the validation error, steps, costs and the machine.
-        arms: in the order of the table.
-        makers: of untrained models, by protocol.
+        trainings: one an arm, in the order of the table.
         teachers: frozen, by name.
-        recipe: of every training.
-        folder: of the weights.
     """
 
     task: Task
     rows: pd.DataFrame
-    arms: tuple[Arm, ...]
-    makers: Mapping[str, Make]
+    trainings: Sequence[Training]
     teachers: Mapping[str, nn.Module]
-    recipe: Recipe
-    folder: Path
 
     def __post_init__(self) -> None:
         taken = self.rows[["steps", "candidates"]].dropna().drop_duplicates().to_numpy().tolist()
-        if taken != [[self.recipe.steps, self.recipe.validations]]:
+        recipe = self.trainings[0].recipe
+        if taken != [[recipe.steps, recipe.validations]]:
             raise RuntimeError(f"the arms took unequal steps and validations: {taken}.")
 
     @property
-    def best(self) -> str:
-        """The arm with the least mean validation error."""
-        return str(self.rows.groupby("model").validation.mean().idxmin())
+    def arms(self) -> list[Arm]:
+        """In the order of the table."""
+        return [training.arm for training in self.trainings]
 
     def change(self, of: str, against: str, *, setting: str | None = None) -> Change:
         """How much lower or higher the task's measure is for one arm than for another.
@@ -72,25 +58,23 @@ class Result:
             setting: as in the rows; by default that of the first arm.
 
         Raises:
-            ValueError: if one of them is not there.
+            ValueError: if an arm is not there.
         """
         rows = self.rows[self.rows.setting == (setting or self.arms[0].setting)]
-        column = self.task.measure
-        return paired_change(rows, column=column, of={"model": of}, against={"model": against})
+        groups = {"of": {"model": of}, "against": {"model": against}}
+        return paired_change(rows, column=self.task.measure, **groups)
 
     def table(self) -> str:
         """Means ± deviations over seeds, and each arm against the first two and its base."""
         measure, rows = self.task.measure, self.rows.copy()
         index = ["setting", "model"] if len({arm.setting for arm in self.arms}) > 1 else ["model"]
-        own = {arm.name: arm.base for arm in self.arms if arm.base}
         bases = {name: dict.fromkeys(rows.model, name) for name in self._names()[:2]}
-        for name, base_of in {**bases, **({"its base": own} if own else {})}.items():
-            column = f"{HEADINGS.get(measure, measure)} against {name}"
-            index.append(column)
-            rows[column] = [
-                self._compared(model, base_of.get(model), setting)
-                for model, setting in zip(rows.model, rows.setting, strict=True)
-            ]
+        if own := {arm.name: arm.base for arm in self.arms if arm.base}:
+            bases["its base"] = own
+        for name, base_of in bases.items():
+            index.append(f"{HEADINGS.get(measure, measure)} against {name}")
+            of = (base_of.get(model, "") for model in rows.model)
+            rows[index[-1]] = list(map(self._compared, rows.model, of, rows.setting))
         shown = dict.fromkeys([measure, *self.task.scores(self.task.test.y)])
         columns = {name: (HEADINGS.get(name, name), _style(rows[name])) for name in shown}
         columns |= {"parameters": ("parameters", ",.0f"), "milliseconds": ("ms", ".2f")}
@@ -99,67 +83,49 @@ class Result:
     def _names(self, setting: str | None = None) -> list[str]:
         return list(dict.fromkeys(a.name for a in self.arms if setting in (None, a.setting)))
 
-    def _compared(self, model: str, base: str | None, setting: str) -> str:
+    def _compared(self, model: str, base: str, setting: str) -> str:
         there = self._names(setting)
-        if base not in there or model not in there[there.index(base) + 1 :]:
-            return "-"
-        return str(self.change(model, base, setting=setting))
+        later = base in there and model in there[there.index(base) + 1 :]
+        return str(self.change(model, base, setting=setting)) if later else "-"
 
     def report(self) -> str:
         """The protocol in words, and the table."""
-        task, recipe = self.task, self.recipe
+        task, recipe = self.task, self.trainings[0].recipe
+        best = self.rows.groupby("model").validation.mean().idxmin()
         return (
             f"{task.name}: {task.source}. {len(task.train)} samples for training, "
-            f"{len(task.pool) - len(task.train)} without labels, {len(task.validation)} for "
-            f"validation, {len(task.test)} for the test. Mean over {self.rows.seed.nunique()} "
-            "seed(s) (± standard deviation) of errors on the test samples in physical units. Every "
-            f"arm takes {recipe.steps} steps of batch {recipe.batch_size} and keeps the best of "
-            f"{recipe.validations} validations. Best arm on validation data: {self.best}. p: "
-            "two-sided paired t-test over seeds. ms: one sample, comparable within this table.\n\n"
-            f"{self.table()}\n"
+            f"{len(task.validation)} for validation, {len(task.test)} for the test. Mean over "
+            f"{self.rows.seed.nunique()} seed(s) (± standard deviation) of errors on the test "
+            f"samples in physical units. Every arm takes {recipe.steps} steps of batch "
+            f"{recipe.batch_size} and keeps the best of {recipe.validations} validations. Best arm "
+            f"on validation data: {best}. p: two-sided paired t-test over seeds. ms: one sample, "
+            f"comparable within this table.\n\n{self.table()}\n"
         )
 
     def models(self, name: str, *, setting: str | None = None) -> list[nn.Module]:
         """The trained models of an arm, one a seed, in eval mode on the CPU.
 
-        Args:
-            name: of the arm.
-            setting: as in the rows; by default that of the first arm.
-
-        Raises:
-            ValueError: if there is no such arm.
+        A ValueError if there is no such arm in the setting, by default that of the first arm.
         """
-        setting = setting or self.arms[0].setting
-        if name not in self._names(setting):
-            raise ValueError(f"`name` is {name!r}, expected one of {self._names(setting)}.")
-        rows = self.rows[(self.rows.model == name) & (self.rows.setting == setting)]
-        models = []
-        for protocol, seed in zip(rows.protocol, rows.seed, strict=True):
-            model = made(self.makers[protocol])
-            model.load_state_dict(load_file(weights_path(self.folder, protocol, seed)))
-            models.append(model.eval())
-        return models
+        names = self._names(setting := setting or self.arms[0].setting)
+        check_choice("name", name, names)
+        training = [t for t in self.trainings if t.arm.setting == setting][names.index(name)]
+        return [training.model(seed) for seed in range(self.rows.seed.nunique())]
 
-    def figures(self) -> "dict[str, Figure]":
+    def figures(self) -> dict[str, Figure]:
         """Pictures of the first arm's setting: errors by band and, for seed 0, spectra and fields.
 
-        Returns:
-            ``bands``; ``spectra``, if the transform has coefficients; ``fields`` on a plane.
+        ``bands``; ``spectra``, if the transform has coefficients; ``fields`` on a plane.
         """
         task, setting = self.task, self.arms[0].setting
         means = self.rows[self.rows.setting.isin(["-", setting])].groupby("model", sort=False)
-        errors = {
-            f"band_{i}": means[f"band_{i}"].mean().to_dict() for i in range(task.bands.n_bands)
-        }
-        models = {**self.teachers, **{n: self.models(n)[0] for n in self._names(setting)}}
-        forecasts = {
-            name: task.physical(task.forecast(model.cpu(), task.test))
-            for name, model in models.items()
-        }
+        bands = [f"band_{i}" for i in range(task.bands.n_bands)]
+        figures = {"bands": band_bars({name: means[name].mean().to_dict() for name in bands})}
         truth = task.physical(task.test.y)
-        figures = {"bands": band_bars(errors)}
-        compared = {"truth": truth, **{name: f - truth for name, f in forecasts.items()}}
+        models = {**self.teachers, **{name: self.models(name)[0] for name in self._names(setting)}}
+        forecasts = {k: task.physical(task.forecast(m.cpu(), task.test)) for k, m in models.items()}
         if isinstance(task.transform, AbstractBasisTransform):
+            compared = {"truth": truth, **{name: f - truth for name, f in forecasts.items()}}
             spectra = {name: task.transform.spectrum(field) for name, field in compared.items()}
             figures["spectra"] = error_spectra(spectra, task.bands.edges)
         if task.transform.domain_axes == (-2, -1):

@@ -1,7 +1,7 @@
-"""What is forecast: samples, split into training, validation and test, and how they are scored."""
+"""A comparison's task and arms: what is forecast and scored, and what each student learns from."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch.utils.data import default_collate
 from sdkd_plugin._checks import check_finite
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
 from sdkd_plugin.report import forecast_scores
+from sdkd_plugin.report.records import fingerprint
 from sdkd_plugin.spectral import AbstractTransform, Bands
-from sdkd_plugin.study.arms import fingerprint
 from sdkd_plugin.teachers import accepted_inputs
 
-CHUNK = 50
-"""Samples that are forecast at once where nothing is trained."""
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +63,15 @@ class Task:
     """A forecasting problem: data, split, domain and metrics.
 
     Args:
-        train: for training; an arm may use the labels of a part of them only.
+        train: for training; an arm may use the labels of a share of them only.
         validation: choose the weights of every model.
         test: are scored.
         transform: the domain of the forecasts.
         bands: of its frequencies, for distillation and scores.
-        unlabelled: more inputs ``{"x": ..., **inputs}``, whose only target is the teachers'.
         shared: inputs that all samples share, such as ``edge_index``.
         task_loss: of training and validation, as for `SDKDDistiller`.
-        scale: scores are those of ``scale * value + offset``, in physical units.
-        offset: see ``scale``.
+        scale: of physical units; scores are those of ``scale * value + offset``.
+        offset: of physical units.
         at: time steps, from 0 along axis 1, that get an MAE of their own, by name.
         extra_scores: further scores of a forecast and the test samples, both in physical units.
         measure: the score that arms are compared by.
@@ -91,7 +89,6 @@ class Task:
     test: Samples
     transform: AbstractTransform
     bands: Bands
-    unlabelled: Mapping[str, Tensor] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     task_loss: TaskLossName | TaskLoss = "mse"
     scale: float | Tensor = 1.0
@@ -105,54 +102,35 @@ class Task:
     source: str = "tensors"
 
     def __post_init__(self) -> None:
-        parts: dict[str, Mapping[str, Tensor]] = {"unlabelled": self.unlabelled}
-        for name in ("train", "validation", "test"):
-            part: Samples = getattr(self, name)
-            masks = {} if part.mask is None else {"mask": part.mask}
-            parts[name] = {"x": part.x, "y": part.y, **masks, **part.inputs}
-            seen = part.y if part.mask is None else part.y[part.mask.expand_as(part.y)]
-            check_finite(f"{name}.y", seen)
-        for name, tensors in parts.items():
-            lengths = {key: len(value) for key, value in tensors.items()}
-            if len(set(lengths.values())) > 1:
-                raise ValueError(f"`{name}` has {lengths} samples, expected equally many.")
-            if tensors:
-                check_finite(f"{name}.x", tensors["x"])
+        for name, part in zip(PARTS, (self.train, self.validation, self.test), strict=True):
+            lengths = {key: len(each) for key, each in {"y": part.y, **part.inputs}.items()}
+            if set(lengths.values()) != {len(part)}:
+                raise ValueError(f"`{name}` has {len(part)} samples, but {lengths} of the others.")
+            check_finite(f"{name}.x", part.x)
+            seen = ... if part.mask is None else part.mask.expand_as(part.y)
+            check_finite(f"{name}.y", part.y[seen])
 
     @cached_property
     def identity(self) -> str:
         """Changes with all data and options that scores depend on."""
-        parts = [(s.x, s.y, s.mask, s.inputs) for s in (self.pool, self.validation, self.test)]
-        options = [self.task_loss, self.scale, self.offset, self.at, self.labels_first]
+        parts = [(s.x, s.y, s.mask, s.inputs) for s in (self.train, self.validation, self.test)]
+        units = [self.task_loss, self.scale, self.offset, self.at]
         domain = [self.transform, self.transform.domain_axes, self.bands]
-        return fingerprint([parts, self.shared, options, domain, len(self.train)])
-
-    @cached_property
-    def pool(self) -> Samples:
-        """The training samples, then the unlabelled inputs with labels of 0."""
-        if not self.unlabelled:
-            return self.train
-        train, more = self.train, dict(self.unlabelled)
-        n = len(more["x"])
-
-        def padded(value: Tensor) -> Tensor:
-            return torch.cat([value, value.new_zeros(n, *value.shape[1:])])
-
-        mask = None if train.mask is None else padded(train.mask)
-        inputs = {name: torch.cat([value, more[name]]) for name, value in train.inputs.items()}
-        return Samples(torch.cat([train.x, more["x"]]), padded(train.y), mask, inputs)
+        return fingerprint([parts, self.shared, units, domain, self.labels_first])
 
     def labelled(self, share: float, seed: int) -> Bool[Tensor, " samples"]:
-        """Which samples of the pool have labels, if a share of the training samples has."""
+        """Which training samples have labels, if only a share of them has."""
         n, generator = len(self.train), torch.Generator().manual_seed(seed)
         order = torch.arange(n) if self.labels_first else torch.randperm(n, generator=generator)
-        chosen = torch.zeros(len(self.pool), dtype=torch.bool)
-        chosen[order[: round(share * n)]] = True
-        return chosen
+        return torch.zeros(n, dtype=torch.bool).index_fill(0, order[: round(share * n)], True)
 
-    def inputs(self, samples: Samples) -> dict[str, Any]:
-        """What a model is called with beside ``x``."""
-        return {**self.shared, **samples.inputs}
+    def batches(
+        self, samples: Samples, device: torch.device | str = "cpu"
+    ) -> Iterator[dict[str, Any]]:
+        """Keyword arguments of a model for all samples, a chunk at a time."""
+        for start in range(0, len(samples), 50):
+            part = samples.select(slice(start, start + 50), device)
+            yield {"x": part.x, **self.shared, **part.inputs}
 
     @torch.no_grad()
     def forecast(
@@ -160,20 +138,81 @@ class Task:
     ) -> Float[Tensor, "samples ..."]:
         """A model's forecasts in its own units, on the CPU; the model is left in eval mode."""
         model.eval()
-        forecasts = []
-        for start in range(0, len(samples), CHUNK):
-            part = samples.select(slice(start, start + CHUNK), device)
-            forecasts.append(model(part.x, **accepted_inputs(model, self.inputs(part))).cpu())
-        return torch.cat(forecasts)
+        batches = ((batch.pop("x"), batch) for batch in self.batches(samples, device))
+        return torch.cat([model(x, **accepted_inputs(model, more)).cpu() for x, more in batches])
 
     def scores(self, forecast: Float[Tensor, "samples ..."]) -> dict[str, float]:
         """Scores of a forecast of the test samples."""
-        test, forecast = self.test, self.physical(forecast)
-        truth = Samples(test.x, self.physical(test.y), test.mask, test.inputs)
-        domain = (self.transform, self.bands)
-        scores = forecast_scores(forecast, truth.y, *domain, mask=truth.mask, at=self.at)
+        forecast, truth = self.physical(forecast), replace(self.test, y=self.physical(self.test.y))
+        given = (forecast, truth.y, self.transform, self.bands)
+        scores = forecast_scores(*given, mask=truth.mask, at=self.at)
         return scores | dict(self.extra_scores(forecast, truth) if self.extra_scores else {})
 
     def physical(self, values: Tensor) -> Tensor:
         """Values of the models' units in physical ones."""
         return self.scale * values + self.offset
+
+
+class Arm:
+    """One way to train a student.
+
+    Args:
+        name: for tables.
+        labels: share of the training samples that have labels. A distilled arm learns from the
+            teachers' forecasts of all samples; a student alone leaves those without labels out.
+        teachers: how many of the teachers, the first ones; None is all.
+        model: makes the model, if it is not the study's student.
+        base: name of an arm that this one is also compared with.
+        **options: of `SDKDDistiller`, such as ``weighting``, ``kd_weight`` or ``latents``;
+            ``kd_weight=0`` is the student alone. With an ``augmentation`` the teachers forecast at
+            every step.
+
+    Raises:
+        ValueError: if the share of labels is not in (0, 1]; a distilled arm may have none.
+
+    Example:
+        >>> Arm("plain-MSE distillation", weighting=(1.0, 1.0), labels=0.25).setting
+        '25% of the labels'
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        labels: float = 1.0,
+        teachers: int | None = None,
+        model: Callable[[], nn.Module] | None = None,
+        base: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.name, self.labels, self.teachers, self.model = name, labels, teachers, model
+        self.base, self.options = base, options
+        self.alone = options.get("kd_weight") == 0
+        self.setting = "all labels" if labels == 1 else f"{100 * labels:.3g}% of the labels"
+        if not 0 <= labels <= 1 or (labels == 0 and self.alone):
+            raise ValueError(f"`labels` is {labels} for {name!r}, expected a share in (0, 1].")
+
+
+def standard_arms(
+    n_bands: int = 2,
+    *,
+    weightings: Sequence[Any] = ("fixed",),
+    latents: Sequence[Any] = (),
+    **options: Any,
+) -> list[Arm]:
+    """The student alone, plain-MSE distillation, and SDKD with each weighting.
+
+    Args:
+        n_bands: of the task.
+        weightings: of the SDKD arms, as for `DistillationLoss`.
+        latents: of the SDKD arms.
+        **options: of `Arm`: ``labels`` for all arms, others for the distilled ones.
+
+    Example:
+        >>> [arm.name for arm in standard_arms(weightings=["fixed", "adaptive"])]
+        ['student alone', 'plain-MSE distillation', 'SDKD, fixed', 'SDKD, adaptive']
+    """
+    named = {"SDKD" if len(weightings) == 1 else f"SDKD, {w}": w for w in weightings}
+    sdkd = [Arm(k, weighting=w, latents=tuple(latents), **options) for k, w in named.items()]
+    plain = Arm("plain-MSE distillation", weighting=(1.0,) * n_bands, **options)
+    return [Arm("student alone", labels=plain.labels, kd_weight=0), plain, *sdkd]

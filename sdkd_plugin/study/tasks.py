@@ -1,7 +1,7 @@
 """Tasks by name: turbulence, convection, traffic, taxi flows and weather, ready for a `study`.
 
-On grids frames are channels. Data are normalised by the training inputs. The two bands are divided
-at a quarter of the highest frequency; `dataclasses.replace(task, bands=...)` sets others.
+On grids frames are channels, normalised by the training inputs. The two bands are divided at a
+quarter of the highest frequency; `dataclasses.replace(task, bands=...)` sets others.
 """
 
 import os
@@ -15,39 +15,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin.data import (
-    TrafficData,
-    latitude_weighted_rmse,
-    navier_stokes,
-    rayleigh_benard,
-    read_los_loop,
-    read_taxibj,
-    read_trajectories,
-    read_weatherbench,
-)
+from sdkd_plugin import data as files
+from sdkd_plugin.data import TrafficData
 from sdkd_plugin.data.store import load_or_compute
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
 from sdkd_plugin.spectral.grid import Boundary
-from sdkd_plugin.study.task import Samples, Task
+from sdkd_plugin.study.task import PARTS, Samples, Task
 
-Fields = Float[Tensor, "samples time channels nx ny"]
+Fields = Float[Tensor, "_ time channels nx ny"]  # parts have different numbers of samples
 Source = str | os.PathLike[str]
+Frames = tuple[int, int]
 BANDS = Bands.split(0.25)
-SPLIT = ("train", "validation", "test", "unlabelled")
 
 
 def navier_stokes_task(
     trajectories: Source | None = None,
     *,
-    sizes: Sequence[int] = (120, 30, 50, 0),
-    frames: tuple[int, int] = (10, 10),
+    sizes: Sequence[int] = (120, 30, 50),
+    frames: Frames = (10, 10),
     **solver: Any,
 ) -> Task:
     """Two-dimensional turbulence: frames of vorticity.
 
     Args:
         trajectories: a file, as for `read_trajectories`; None computes them.
-        sizes: trajectories for training, validation, test and without labels, in this order.
+        sizes: trajectories for training, validation and test.
         frames: how many are read and forecast, a unit of time apart.
         **solver: of `navier_stokes`, such as ``viscosity``.
 
@@ -55,31 +47,27 @@ def navier_stokes_task(
         ValueError: if a file has too few trajectories or frames.
     """
     if trajectories is None:
-        options = {"downsampling": "truncate", **solver}
-        fields = navier_stokes(sum(sizes), duration=float(sum(frames)), **options)
-        source = f"computed by the pseudo-spectral solver, {_words(solver)}"
+        source, options = _computed(solver), {"downsampling": "truncate", **solver}
+        fields = files.navier_stokes(sum(sizes), duration=float(sum(frames)), **options)
     else:
-        fields = read_trajectories(trajectories)
+        fields = files.read_trajectories(trajectories)
         source = f"read from {os.path.basename(trajectories)}"
     if len(fields) < sum(sizes) or fields.shape[1] < sum(frames):
         raise ValueError(
             f"{trajectories} has shape {tuple(fields.shape)}, expected (samples, time, nx, ny) "
             f"with at least {sum(sizes)} samples of {sum(frames)} frames."
         )
-    parts = dict(zip(SPLIT, fields[: sum(sizes), :, None].split(list(sizes)), strict=True))
+    parts = fields[: sum(sizes), :, None].split(list(sizes))
     return _grid_task(parts, frames, "periodic", name="Navier-Stokes", source=source)
 
 
 def rayleigh_benard_task(
-    *,
-    sizes: Sequence[int] = (120, 30, 50, 0),
-    frames: tuple[int, int] = (10, 10),
-    **solver: Any,
+    *, sizes: Sequence[int] = (120, 30, 50), frames: Frames = (10, 10), **solver: Any
 ) -> Task:
     """Convection between two plates: frames of temperature. Both axes have the cosine basis.
 
     Args:
-        sizes: trajectories for training, validation, test and without labels, in this order.
+        sizes: trajectories for training, validation and test.
         frames: how many are read and forecast, a free-fall time apart.
         **solver: of `rayleigh_benard`, such as ``rayleigh``; ``resolution`` is needed.
     """
@@ -87,20 +75,15 @@ def rayleigh_benard_task(
     settings = {"duration": float(sum(frames)), **solver}
     fields = load_or_compute(
         "rayleigh-benard",
-        lambda: rayleigh_benard(n, device=device, **settings),
+        lambda: files.rayleigh_benard(n, device=device, **settings),
         parameters={"n_samples": n, **settings},
     )
-    parts = dict(zip(SPLIT, fields.split(list(sizes)), strict=True))
-    source = f"computed by the spectral solver, {_words(solver)}"
+    parts, source = fields.split(list(sizes)), _computed(solver)
     return _grid_task(parts, frames, "reflect", name="Rayleigh-Benard", source=source)
 
 
 def taxibj_task(
-    paths: Source | Sequence[Source],
-    *,
-    validation: str,
-    test: str,
-    frames: tuple[int, int] = (4, 4),
+    paths: Source | Sequence[Source], *, validation: str, test: str, frames: Frames = (4, 4)
 ) -> Task:
     """Taxi flows over Beijing, half an hour a frame; windows do not cross gaps.
 
@@ -113,10 +96,9 @@ def taxibj_task(
     Raises:
         ValueError: as `read_taxibj`, or if a part has no window.
     """
-    flows = read_taxibj(paths)
+    flows = files.read_taxibj(paths)
     bounds = pairwise([None, validation, test, None])
-    windows = [flows.windows(*frames, start=start, stop=stop) for start, stop in bounds]
-    parts = {name: flows.flow[rows] for name, rows in zip(SPLIT, windows, strict=False)}
+    parts = [flows.flow[flows.windows(*frames, start=a, stop=b)] for a, b in bounds]
     source = f"TaxiBJ, {flows.index[0]} to {flows.index[-1]}, taxis in half an hour"
     return _grid_task(parts, frames, "reflect", name="TaxiBJ", source=source)
 
@@ -128,12 +110,12 @@ def weatherbench_task(
     validation: str,
     test: str,
     every: int = 6,
-    frames: tuple[int, int] = (2, 4),
+    frames: Frames = (2, 4),
 ) -> Task:
     """Global weather. Both axes have the cosine basis.
 
-    Channels have different units, so scores are those of normalised fields; beside them stands the
-    latitude-weighted RMSE of each channel in its own unit, such as ``rmse_z_500``.
+    Scores are those of normalised fields, and the latitude-weighted RMSE of each channel in its own
+    unit, such as ``rmse_z_500``.
 
     Args:
         paths: as for `read_weatherbench`.
@@ -146,30 +128,22 @@ def weatherbench_task(
     Raises:
         ValueError: as `read_weatherbench`, or if a part has no window.
     """
-    data, length = read_weatherbench(paths, variables, every=every), sum(frames)
+    data, length = files.read_weatherbench(paths, variables, every=every), sum(frames)
     inner = data.index.searchsorted([pd.Timestamp(validation), pd.Timestamp(test)]).tolist()
-    parts = {}
-    for name, (begin, end) in zip(SPLIT, pairwise([0, *inner, len(data.index)]), strict=False):
+    parts = []
+    for name, (begin, end) in zip(PARTS, pairwise([0, *inner, len(data.index)]), strict=True):
         if end - begin < length:
             raise ValueError(f"`{name}` has {end - begin} times, expected at least {length}.")
         first = torch.arange(begin, end - length + 1)
-        parts[name] = data.fields[first[:, None] + torch.arange(length)]
-    deviation = parts["train"][:, : frames[0]].std((0, 1, 3, 4))
-    return _grid_task(
-        parts,
-        frames,
-        "reflect",
-        name="WeatherBench",
-        source=f"WeatherBench, {', '.join(data.channels)}",
-        scale=1.0,
-        offset=0.0,
-        extra_scores=partial(
-            _channel_rmse, dict(zip(data.channels, deviation, strict=True)), data.latitude
-        ),
-    )
+        parts.append(data.fields[first[:, None] + torch.arange(length)])
+    source = f"WeatherBench, {', '.join(data.channels)}"
+    deviation = parts[0][:, : frames[0]].std((0, 1, 3, 4))[:, None, None]
+    scores = partial(_channel_rmse, data.channels, deviation, data.latitude)
+    options = {"scale": 1.0, "offset": 0.0, "extra_scores": scores, "source": source}
+    return _grid_task(parts, frames, "reflect", name="WeatherBench", **options)
 
 
-def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 12)) -> Task:
+def traffic_task(data: Source | TrafficData, *, frames: Frames = (12, 12)) -> Task:
     """Speeds of road sensors; the first 70 % of the time for training, the last 20 % for the test.
 
     A share of the labels is that of the first windows. Models are called with ``x``, ``u`` (the
@@ -182,28 +156,25 @@ def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 1
     Raises:
         ValueError: as `read_los_loop`.
     """
-    data = data if isinstance(data, TrafficData) else read_los_loop(os.fspath(data))
-    (window, horizon), (steps, n_nodes) = frames, data.speed.shape
+    data = data if isinstance(data, TrafficData) else files.read_los_loop(os.fspath(data))
+    (window, horizon), (steps, n_nodes), readings = frames, data.speed.shape, data.filled()
     ends = [0, round(0.7 * steps), round(0.8 * steps), steps]
-    readings = data.filled()
     offset, scale = float(readings[: ends[1]].mean()), float(readings[: ends[1]].std())
     readings = ((readings - offset) / scale)[..., None]
     since_midnight = (data.index - data.index.normalize()).total_seconds().to_numpy()
     angle = 2 * torch.pi * torch.from_numpy(since_midnight) / 86_400
     clock = torch.stack([angle.sin(), angle.cos()], 1).float()
-    parts = []
-    for begin, end in pairwise(ends):
+    parts: dict[str, Any] = {}
+    for name, (begin, end) in zip(PARTS, pairwise(ends), strict=True):
         # All targets lie in the part; inputs may lie before it.
         first = torch.arange(max(begin, window), end - horizon + 1)[:, None]
         past, future = first + torch.arange(-window, 0), first + torch.arange(horizon)
         mask = None if bool(data.mask.all()) else data.mask[future][..., None]
-        parts.append(Samples(readings[past], readings[future], mask, {"u": clock[past]}))
-    minutes = (data.index[1] - data.index[0]).total_seconds() / 60
-    at = {str(ahead): round(ahead / minutes) - 1 for ahead in (15, 30, 60)}
+        parts[name] = Samples(readings[past], readings[future], mask, {"u": clock[past]})
+    step = data.index[1] - data.index[0]
+    at = {str(ahead): round(pd.Timedelta(minutes=ahead) / step) - 1 for ahead in (15, 30, 60)}
     return Task(
-        train=parts[0],
-        validation=parts[1],
-        test=parts[2],
+        **parts,
         transform=GraphTransform.from_edges(data.edge_index, data.edge_weight, n_nodes),
         bands=BANDS,
         shared={"edge_index": data.edge_index, "edge_weight": data.edge_weight},
@@ -219,26 +190,19 @@ def traffic_task(data: Source | TrafficData, *, frames: tuple[int, int] = (12, 1
     )
 
 
-def _grid_task(
-    parts: Mapping[str, Fields],
-    frames: tuple[int, int],
-    boundary: Boundary,
-    **options: Any,
-) -> Task:
+def _grid_task(parts: Sequence[Fields], frames: Frames, boundary: Boundary, **options: Any) -> Task:
     """A task of fields, each channel normalised by the training inputs."""
-    seen = parts["train"][:, : frames[0]]
+    seen = parts[0][:, : frames[0]]
     mean, deviation = (f((0, 1, 3, 4), keepdim=True) for f in (seen.mean, seen.std))
     deviation = torch.where(deviation > 0, deviation, 1)
     split: dict[str, Any] = {}
-    for name, part in parts.items():
+    for name, part in zip(PARTS, parts, strict=True):
         normal = ((part - mean) / deviation)[:, : sum(frames)]
         split[name] = Samples(*(x.flatten(1, 2) for x in normal.split(list(frames), 1)))
-    more = split.pop("unlabelled", ())
     scale, offset = (x[0].repeat(frames[1], 1, 1, 1).flatten(0, 1) for x in (deviation, mean))
     return Task(
         transform=GridTransform(seen.shape[-2:], boundary),
         bands=BANDS,
-        unlabelled={"x": more.x} if more else {},
         baselines={"persistence": partial(_repeat_last, seen.shape[2])},
         **{"scale": scale, "offset": offset, **split, **options},
     )
@@ -251,16 +215,15 @@ def _repeat_last(channels: int, samples: Samples) -> Tensor:
 
 
 def _channel_rmse(
-    deviation: Mapping[str, Tensor], latitude: Tensor, forecast: Tensor, truth: Samples
+    names: Sequence[str], scale: Tensor, latitude: Tensor, forecast: Tensor, truth: Samples
 ) -> dict[str, float]:
     """Of normalised fields, in the channels' units; the mean cancels in the difference."""
-    scale = torch.stack(list(deviation.values()))[:, None, None]
     mine, theirs = (x.unflatten(1, (-1, len(scale))) * scale for x in (forecast, truth.y))
-    errors = latitude_weighted_rmse(mine, theirs, latitude)
-    return {f"rmse_{name}": float(error) for name, error in zip(deviation, errors, strict=True)}
+    errors = files.latitude_weighted_rmse(mine, theirs, latitude).tolist()
+    return {f"rmse_{name}": error for name, error in zip(names, errors, strict=True)}
 
 
-def _words(options: Mapping[str, Any]) -> str:
+def _computed(solver: Mapping[str, Any]) -> str:
     apart = ("device", "batch_size", "progress")
-    words = {name.replace("_", " "): value for name, value in options.items() if name not in apart}
-    return ", ".join(f"{name} {value}" for name, value in words.items())
+    named = [f"{k.replace('_', ' ')} {value}" for k, value in solver.items() if k not in apart]
+    return f"computed by the spectral solver, {', '.join(named)}"

@@ -1,28 +1,30 @@
 """One training: the same steps for every arm, and the weights with the least validation error."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.report import environment
-from sdkd_plugin.study.arms import Arm
-from sdkd_plugin.study.task import Task
+from sdkd_plugin.report.records import fingerprint
+from sdkd_plugin.study.task import Arm, Task
 from sdkd_plugin.teachers import TeacherOutput, accepted_inputs
 
 Make = Callable[[], nn.Module]
-Job = tuple[int, int]
-"""The position of an arm, and a seed."""
-Trained = tuple[Job, dict[str, Any], bytes]
-"""A job, columns of its row, and the weights."""
 
 
 class Recipe(NamedTuple):
@@ -44,91 +46,103 @@ def made(make: Make, seed: int = 0) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class Trainer:
-    """All that a process needs to train any job of a study; shared inputs are on the device."""
+class Training:
+    """How the models of an arm are trained, for any seed; shared inputs are on the device."""
 
     task: Task
-    arms: Sequence[Arm]
-    makers: Sequence[Make]
+    arm: Arm
+    make: Make
     teachers: Sequence[nn.Module]
     recipe: Recipe
     device: torch.device
+    folder: Path
     outputs: Sequence[TeacherOutput] = ()
 
-    def __call__(self, job: Job) -> Trained:
-        """Train and score one model.
+    @cached_property
+    def protocol(self) -> str:
+        """A hash of all that scores depend on but the seed."""
+        own = [self.arm.labels, self.arm.options, made(self.make), *self.teachers]
+        return fingerprint([self.task.identity, self.recipe, self.device, *own])
 
-        Raises:
-            RuntimeError: if no validation error is finite.
-        """
-        task, arm, seed, start = self.task, self.arms[job[0]], job[1], time.perf_counter()
+    def path(self, seed: int) -> Path:
+        """The file of a trained model: its weights and, as metadata, its row."""
+        return self.folder / f"{self.protocol}-{seed}.safetensors"
+
+    def row(self, seed: int) -> dict[str, Any]:
+        """The row of a trained model."""
+        with safe_open(self.path(seed), "pt") as kept:
+            names = {"setting": self.arm.setting, "model": self.arm.name, "seed": seed}
+            return {**names, "protocol": self.protocol, **json.loads(kept.metadata()["row"])}
+
+    def model(self, seed: int) -> nn.Module:
+        """A trained model, in eval mode on the CPU."""
+        model = made(self.make).eval()
+        model.load_state_dict(load_file(self.path(seed)))
+        return model
+
+    def run(self, seed: int) -> None:
+        """Train, score and keep one model; a RuntimeError if no validation error is finite."""
+        task, start = self.task, time.perf_counter()
         with torch.random.fork_rng():
-            model = made(self.makers[job[0]], seed).to(self.device)
+            model = made(self.make, seed).to(self.device)
             torch.manual_seed(seed)
-            columns = self._fit(model, arm, seed)
+            columns = self._fit(model, seed)
         if math.isinf(columns["validation"]):
             raise RuntimeError(
-                f"{task.name}: {arm.name}, seed {seed} diverged, no validation error is finite: "
-                "lower `lr`."
+                f"{task.name}: {self.arm.name}, seed {seed} diverged, no validation error is "
+                "finite: lower `lr`."
             )
-        row = task.scores(task.forecast(model, task.test, self.device))
-        row |= {**columns, "seconds": time.perf_counter() - start}
+        row = task.scores(task.forecast(model, task.test, self.device)) | columns
+        row |= {"seconds": time.perf_counter() - start, **environment(self.device)}
         # neuraloperator adds its metadata, no tensor, to the state.
         state = {k: v.contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-        return job, {**row, **environment(self.device)}, save(state)
+        with atomic_path(self.path(seed)) as path:
+            save_file(state, path, {"row": json.dumps(row)})
 
-    def _fit(self, model: nn.Module, arm: Arm, seed: int) -> dict[str, float]:
+    def _fit(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Train a model and leave it with its best weights."""
-        recipe, truth = self.recipe, self.task.validation
-        labelled = self.task.labelled(arm.labels, seed)
-        distiller = None if arm.alone else self._distiller(model, arm)
-        rows = torch.arange(len(self.task.pool if arm.unlabelled else self.task.train))
-        if distiller is None:
-            rows = labelled.nonzero()[:, 0]
-        trained = model if distiller is None else distiller
+        recipe, task, arm, truth = self.recipe, self.task, self.arm, self.task.validation
+        labelled = task.labelled(arm.labels, seed)
+        rows = labelled.nonzero()[:, 0] if arm.alone else torch.arange(len(task.train))
+        trained = model if arm.alone else self._distiller(model)
         parameters = list(trained.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
         order = _batches(rows, recipe.batch_size, seed)
-        complete = self.task.pool.mask is None and bool(labelled[rows].all())
-        least, best, taken, candidates = math.inf, {}, 0, 0
-        for validation in range(1, recipe.validations + 1):
-            while taken < validation * recipe.steps // recipe.validations:
-                index = next(order)
-                trained.train()
-                optimizer.zero_grad()
-                self._loss(trained, arm, index, None if complete else labelled[index]).backward()
-                if recipe.clip is not None:
-                    nn.utils.clip_grad_norm_(parameters, recipe.clip)
-                optimizer.step()
-                scheduler.step()
-                taken += 1
-            forecast = self.task.forecast(model, truth, self.device)
-            error = float(masked_error(forecast, truth.y, truth.mask, self.task.task_loss))
-            candidates += 1
-            if error < least:
-                least, best = error, copy.deepcopy(model.state_dict())
-        model.load_state_dict(best or model.state_dict())
+        complete = task.train.mask is None and bool(labelled[rows].all())
+        marks = [i * recipe.steps // recipe.validations for i in range(1, recipe.validations + 1)]
+        least, best, taken, candidates = math.inf, model.state_dict(), 0, 0
+        for index in islice(order, recipe.steps):
+            trained.train()
+            optimizer.zero_grad()
+            self._loss(trained, index, None if complete else labelled[index]).backward()
+            if recipe.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            optimizer.step()
+            scheduler.step()
+            taken += 1
+            if taken in marks:
+                candidates += 1
+                forecast = task.forecast(model, truth, self.device)
+                error = float(masked_error(forecast, truth.y, truth.mask, task.task_loss))
+                if error < least:
+                    least, best = error, copy.deepcopy(model.state_dict())
+        model.load_state_dict(best)
         return {"validation": least, "steps": taken, "candidates": candidates}
 
-    def _distiller(self, model: nn.Module, arm: Arm) -> SDKDDistiller:
-        task, first = self.task, self.task.pool.select(slice(1), self.device)
-        return SDKDDistiller(
-            self.teachers[: arm.teachers],
-            model,
-            task.transform,
-            task.bands,
-            task_loss=task.task_loss,
-            augmentation=arm.augmentation,
-            example={"x": first.x, **task.inputs(first)},
-            # The task has checked the data; a divergence shows in the validation error.
-            **{"check_finite": False, **arm.options},
-        ).to(self.device)
+    def _distiller(self, model: nn.Module) -> SDKDDistiller:
+        task = self.task
+        (example,) = task.batches(task.train.select(slice(1)), self.device)
+        options: dict[str, Any] = {"task_loss": task.task_loss, "example": example}
+        # The task has checked the data; a divergence shows in the validation error.
+        options |= {"check_finite": False, **self.arm.options}
+        given = self.teachers, model, task.transform, task.bands
+        return SDKDDistiller(*given, **options).to(self.device)
 
-    def _loss(self, model: nn.Module, arm: Arm, index: Tensor, labelled: Tensor | None) -> Tensor:
+    def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> Tensor:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
-        batch = self.task.pool.select(index, self.device)
-        inputs, mask = self.task.inputs(batch), None
+        batch, mask = self.task.train.select(index, self.device), None
+        inputs = {**self.task.shared, **batch.inputs}
         if labelled is not None:
             mask = labelled.to(self.device).reshape(-1, *[1] * (batch.y.ndim - 1))
             mask = mask if batch.mask is None else mask & batch.mask
@@ -136,8 +150,8 @@ class Trainer:
             forecast = model(batch.x, **accepted_inputs(model, inputs))
             return masked_error(forecast, batch.y, mask, self.task.task_loss)
         outputs = None
-        if arm.augmentation is None:
-            outputs = [o.select(index).to(self.device) for o in self.outputs[: arm.teachers]]
+        if not self.arm.options.get("augmentation"):
+            outputs = [each.select(index).to(self.device) for each in self.outputs]
         return model.step(batch.x, batch.y, mask, outputs=outputs, **inputs).total
 
 

@@ -19,10 +19,15 @@ from sdkd_plugin.distributed import DistributedSync, average_measurements, sever
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLossName, make_task_loss, masked_error
 from sdkd_plugin.taps import TapReader
-from sdkd_plugin.teachers import TeacherOutput, check_no_shared_weights, named_inputs
+from sdkd_plugin.teachers import (
+    StoredOutputs,
+    TeacherOutput,
+    check_no_shared_weights,
+    named_inputs,
+)
 
 _LATENT = "teacher."
-_FOR_THE_LOSS = ("y", "mask", "teacher")
+_FOR_THE_LOSS = ("y", "mask", "teacher", "index")
 
 
 class TrainerLoss:
@@ -39,7 +44,8 @@ class TrainerLoss:
     - ``mask``: True where a label is observed; as many axes as ``y``, each of its size or 1. It is
       False everywhere for an unlabelled input, whose ``y`` has the same shape and any value,
     - ``teacher``: the teacher's forecast for ``x`` in the units of the model's output, with its
-      latents as ``teacher.TAP``. Without it the teachers run in every step.
+      latents as ``teacher.TAP``. Without it the teachers run in every step,
+    - ``index``: its number, if the loss has stored outputs in place of teachers.
 
     A student whose forward does not name these does not receive them. Without gradient, as the host
     evaluates, it is the task loss alone, in physical units, at any resolution and step of a
@@ -124,6 +130,7 @@ class TrainerLoss:
         y: Tensor | None = None,
         mask: Tensor | None = None,
         teacher: Tensor | None = None,
+        index: Tensor | None = None,
         **sample: Any,
     ) -> Tensor:
         """The loss of a batch, summed over its samples; its parts are in ``last_terms``."""
@@ -144,7 +151,8 @@ class TrainerLoss:
             outputs = [TeacherOutput(teacher.to(out.device), known)]
         inputs = {name: sample[name] for name in self._inputs & sample.keys()} if sample else {}
         latents = self._taps.read() if self.loss.latents else None
-        terms = self.loss(out, x, y, mask, latents=latents, outputs=outputs, **inputs)
+        known = {"outputs": outputs, "index": index}
+        terms = self.loss(out, x, y, mask, latents=latents, **known, **inputs)
         task = self.task_loss(out, x=x, y=y, mask=mask, **sample) / len(out)
         terms = terms.with_task(task)
         if several:
@@ -243,7 +251,7 @@ def distillation_dataset(
     x: Float[Tensor, "samples ..."],
     y: Float[Tensor, "samples ..."],
     labelled: Bool[Tensor, " samples"] | None = None,
-    teacher: TeacherOutput | None = None,
+    teacher: TeacherOutput | StoredOutputs | None = None,
 ) -> StackDataset[Any]:
     """Samples ``{"x", "y", "mask", "teacher", ...}`` as `TrainerLoss` and the trainer read them.
 
@@ -251,13 +259,16 @@ def distillation_dataset(
         x: inputs.
         y: labels. Those of unlabelled samples are replaced by NaN, so that none can leak.
         labelled: which samples have labels; all by default.
-        teacher: the teacher's output for all samples, as `precompute` returns it.
+        teacher: the teacher's output for all samples, as `precompute` returns it. For a cache,
+            whose samples are numbered as these, they have an ``index``.
 
     Raises:
         ValueError: if the numbers of samples differ.
     """
     output: dict[str, Tensor] = {}
-    if teacher is not None:
+    if isinstance(teacher, StoredOutputs):
+        output = {"index": torch.arange(len(x))}
+    elif teacher is not None:
         latents = {f"{_LATENT}{tap}": value for tap, value in teacher.latents.items()}
         output = {"teacher": teacher.forecast, **latents}
     for name, value in {"y": y, "labelled": labelled, **output}.items():

@@ -33,7 +33,7 @@ from sdkd_plugin.adapters.tsl.registry import (
 )
 from sdkd_plugin.adapters.tsl.resuming import SeededDataModule, SeededEpochs
 from sdkd_plugin.adapters.tsl.sensors import OnSensors, match_sensors
-from sdkd_plugin.adapters.tsl.windows import number_windows
+from sdkd_plugin.adapters.tsl.windows import number_windows, window_inputs
 
 __all__ = [
     "DATASETS",
@@ -66,4 +66,5 @@ __all__ = [
     "refuse_targets",
     "save_forecaster",
     "spatiotemporal_dataset",
+    "window_inputs",
 ]

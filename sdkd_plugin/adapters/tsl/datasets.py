@@ -161,7 +161,7 @@ def load_traffic(
             "start=2012-03-01, freq=5min and missing=zeros, nan or none."
         )
     adjacency = cast(Path, files.adjacency)
-    return read_csv_pair(files.speed, adjacency, locations=files.locations, **cast(Any, given))
+    return read_csv_pair(files.speed, adjacency, **cast(Any, given))
 
 
 def _metr_la(root: Path | None) -> TrafficData:

@@ -34,7 +34,8 @@ class DistillationPredictor(PlainPredictor):
 
     Checkpoints hold the student, the projectors and the averages of a weighting, as plain values
     (see `PlainPredictor`); no teacher. With several processes each weights the bands by its own
-    batch, and the averages of a weighting are averaged after each step.
+    batch, and the averages of a weighting are averaged after each step. With
+    stored outputs, a window's number is its first step: `number_windows`.
 
     Args:
         loss: its transform is a `GraphTransform`; `DisjointGraphs` for tsl's disjoint batches
@@ -83,7 +84,7 @@ class DistillationPredictor(PlainPredictor):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Task loss as tsl computes it, plus the distillation terms."""
         inputs, targets, mask, transform = self._unpack_batch(batch)
-        y, loss, latents, outputs = targets["y"], self.distillation, None, None
+        y, loss, latents, outputs, index = targets["y"], self.distillation, None, None, None
         if mask is not None:
             check_shape("batch.mask", mask.shape, y.shape, "one value for each of the target")
             mask = mask.bool()  # tsl takes bytes too
@@ -93,6 +94,8 @@ class DistillationPredictor(PlainPredictor):
             _set_graphs(loss.transform, batch)
             if self.window_outputs is not None:
                 outputs = self.window_outputs(first_steps(batch), inputs.x)
+            elif loss.stored is not None:
+                index = first_steps(batch)
         if loss.latents:
             with TapReader(self.model, loss.student_taps) as taps:
                 scaled = self.predict_batch(batch, preprocess=False, postprocess=False)
@@ -103,7 +106,8 @@ class DistillationPredictor(PlainPredictor):
         forecast = scaled if scaler is None else scaler.inverse_transform(scaled)
         scaled_y = y if scaler is None else scaler.transform(y)
         pair = (scaled, scaled_y) if self.scale_target else (forecast, y)
-        terms = loss(scaled, y=scaled_y, mask=mask, latents=latents, outputs=outputs, **inputs)
+        known = {"outputs": outputs, "index": index}
+        terms = loss(scaled, y=scaled_y, mask=mask, latents=latents, **known, **inputs)
         terms = terms.with_task(self.loss_fn(*pair, mask))
         average_measurements(loss)
         self.train_metrics.update(forecast.detach(), y, mask)
@@ -144,6 +148,13 @@ def _check_sensors(loss: DistillationLoss) -> None:
             "`teacher_bound` and the aggregation 'camkd' compare teachers on all sensors of a "
             f"sample, but `transform` is a {type(transform).__name__}, expected a GraphTransform "
             "of one graph whose sensors the teacher knows; leave one of them out."
+        )
+    partial = loss.stored is not None and "OnSensors" in loss.stored.names
+    if partial and not isinstance(transform, SharedSensors):
+        raise ValueError(
+            "the stored outputs are of a teacher of some sensors, 0 at the others, and `transform` "
+            f"is a {type(transform).__name__}, expected SharedSensors(transform, match.student, "
+            "n_nodes)."
         )
     for teacher in loss.teachers:
         if not isinstance(teacher, OnSensors):

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tsl.data import BatchMapItem, SpatioTemporalDataset
 
+from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
-from sdkd_plugin.teachers import TeacherOutput, precompute
+from sdkd_plugin.teachers import TeacherOutput
 
 STEP = "first_step"
 
@@ -44,6 +45,20 @@ def first_steps(batch: Any) -> Int[Tensor, " batch"]:
     return batch[STEP][:, 0, 0]
 
 
+def window_inputs(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The inputs of numbered windows as `precompute` takes them for a cache.
+
+    Args:
+        batches: of numbered windows, such as ``StaticGraphLoader(data.trainset, batch_size=64)``,
+            in a fixed order.
+
+    Raises:
+        ValueError: if windows have no numbers.
+    """
+    for batch in batches:
+        yield {**dict(batch.input.items()), "index": first_steps(batch)}
+
+
 class WindowOutputs:
     """Outputs of the teachers of ``loss`` on the CPU, one row a window of ``batches``.
 
@@ -56,10 +71,10 @@ class WindowOutputs:
         sums: list[Tensor] = []
 
         def inputs() -> Iterator[dict[str, Any]]:
-            for batch in batches:
-                steps.append(first_steps(batch))
-                sums.append(_sums(batch.input.x))
-                yield dict(batch.input.items())
+            for each in window_inputs(batches):
+                steps.append(each["index"])
+                sums.append(_sums(each["x"]))
+                yield each
 
         self._outputs = precompute(loss, inputs())
         numbers = torch.cat(steps)
