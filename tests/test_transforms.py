@@ -1,6 +1,8 @@
 """What grids and graphs promise besides their contract."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -473,6 +475,27 @@ def test_graph_refuses_a_bad_basis(eigenvectors: Tensor, eigenvalues: Tensor, me
 def test_a_graph_has_one_size():
     with pytest.raises(ValueError, match=r"expected \(8,\) \(the only size"):
         exact(ring(8)).resized((9,))
+
+
+COMPILED = """
+import torch
+from sdkd_plugin import Bands, GraphTransform, GridTransform
+bands, weights = Bands.split(0.3), torch.tensor([0.5, 2.0])
+for transform, *size in (
+    (GridTransform((6, 5)), 2, 3, 6, 5),
+    (GridTransform((6, 5), "reflect"), 2, 3, 6, 5),
+    (GraphTransform.from_edges(torch.tensor([[0, 1, 2], [1, 2, 0]]), None, 3), 2, 4, 3, 1),
+):
+    loss = lambda x: (transform.sample_band_energy(x, bands) @ weights).sum()
+    x = torch.randn(size, requires_grad=True)
+    calls = torch.compile(loss, fullgraph=True, backend="aot_eager"), loss
+    torch.testing.assert_close(*(torch.autograd.grad(call(x), x)[0] for call in calls))
+"""
+
+
+def test_energies_and_gradients_compile_to_one_graph():
+    # Apart from pytest, whose type checks cannot be traced.
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=120)
 
 
 # ------------------------------------------------------------------------------------------- time

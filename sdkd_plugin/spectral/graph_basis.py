@@ -62,17 +62,19 @@ class GraphBasis(AbstractBasisTransform):
         return torch.view_as_complex(self._columns) if self._paired else self._columns
 
     def _to_packed(self, x: Tensor) -> Tensor:
-        vectors = self._vectors(x.dtype)
-        # Nodes last is one product for all fields; nodes last but one is one for each.
-        return (x.mT.to(vectors.dtype) @ vectors.conj()).mT
+        return self._times_vectors(x, x.dtype, inverse=False)
 
     def _from_packed(self, c: Tensor) -> Tensor:
-        x = (c.mT @ self._vectors(c.real.dtype).mT).mT
+        x = self._times_vectors(c, c.real.dtype, inverse=True)
         return x.real if x.is_complex() else x
 
-    def _vectors(self, dtype: torch.dtype) -> Tensor:
-        reals = self._columns.to(dtype)
-        return torch.view_as_complex(reals) if self._paired else reals
+    def _times_vectors(self, x: Tensor, dtype: torch.dtype, *, inverse: bool) -> Tensor:
+        vectors = self._columns.to(dtype)
+        vectors = torch.view_as_complex(vectors) if self._paired else vectors
+        rows = x.mT.to(vectors.dtype)
+        # One product of two matrices: of more axes `matmul` makes a product for each field.
+        product = rows.reshape(-1, rows.shape[-1]) @ (vectors.mT if inverse else vectors.conj())
+        return product.reshape(*rows.shape[:-1], -1).mT
 
 
 def graph_basis(
