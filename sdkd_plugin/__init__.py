@@ -22,7 +22,14 @@ from sdkd_plugin.losses import (
     frequency_aligned_loss,
 )
 from sdkd_plugin.resolution import AtResolution
-from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform, Spectrum
+from sdkd_plugin.spectral import (
+    Bands,
+    GraphTransform,
+    GridTransform,
+    ProductTransform,
+    Spectrum,
+    SphereTransform,
+)
 from sdkd_plugin.taps import TapReader
 from sdkd_plugin.teachers import TeacherOutput
 
@@ -43,9 +50,11 @@ __all__ = [
     "LatentPair",
     "MeanAggregation",
     "Mixup",
+    "ProductTransform",
     "RelativeWeighting",
     "SDKDDistiller",
     "Spectrum",
+    "SphereTransform",
     "TapReader",
     "TeacherCache",
     "TeacherOutput",

@@ -17,7 +17,8 @@ PUBLIC = """
     AEKDAggregation AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
     DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
     GraphTransform GridTransform LatentPair MeanAggregation Mixup RelativeWeighting SDKDDistiller
-    Spectrum TapReader TeacherCache TeacherOutput __version__ frequency_aligned_loss precompute
+    ProductTransform Spectrum SphereTransform TapReader TeacherCache TeacherOutput __version__
+    frequency_aligned_loss precompute
 """
 
 IMPORT = """
