@@ -14,6 +14,7 @@ from sdkd_plugin._checks import check_choice
 from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.report.figures import band_bars, error_spectra, fields
+from sdkd_plugin.spectral import GraphTransform
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.study.task import Arm, Task
 from sdkd_plugin.study.training import Training
@@ -124,9 +125,12 @@ class Result:
         truth = task.physical(task.test.y)
         models = {**self.teachers, **{name: self.models(name)[0] for name in self._names(setting)}}
         forecasts = {k: task.physical(task.forecast(m.cpu(), task.test)) for k, m in models.items()}
-        if isinstance(task.transform, AbstractBasisTransform):
+        transform = task.transform
+        if isinstance(transform, GraphTransform) and transform.method == "exact":
+            transform = transform.basis
+        if isinstance(transform, AbstractBasisTransform):
             compared = {"truth": truth, **{name: f - truth for name, f in forecasts.items()}}
-            spectra = {name: task.transform.spectrum(field) for name, field in compared.items()}
+            spectra = {name: transform.spectrum(field) for name, field in compared.items()}
             figures["spectra"] = error_spectra(spectra, task.bands.edges)
         if task.transform.domain_axes == (-2, -1):
             first = {name: forecast[0] for name, forecast in forecasts.items()}

@@ -154,7 +154,7 @@ def traffic_task(data: Source | TrafficData, *, frames: Frames = (12, 12)) -> Ta
         frames: how many are read and forecast.
 
     Raises:
-        ValueError: as `read_los_loop`.
+        ValueError: if the folder has no such files, or they are damaged.
     """
     data = data if isinstance(data, TrafficData) else files.read_los_loop(os.fspath(data))
     (window, horizon), (steps, n_nodes), readings = frames, data.speed.shape, data.filled()
