@@ -366,3 +366,5 @@ def test_traffic_windows_do_not_overlap_in_their_targets():
     row = trained(task, make)
     error = (task.test.x[:, -1:] - task.test.y) * task.test.mask * task.scale
     assert row.mae_30 == pytest.approx(float(error[:, 5].abs().sum() / task.test.mask[:, 5].sum()))
+    result = study(task, student=make, arms=[Arm("alone", kd_weight=0)], **QUICK)
+    assert set(result.figures()) == {"bands", "spectra"}  # a graph has spectra, and no plane
