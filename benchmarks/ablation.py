@@ -24,7 +24,7 @@ import pandas as pd
 from _record import RESULTS, write_record
 from torch import nn
 
-from sdkd_plugin import LatentPair
+from sdkd_plugin import LatentPair, ProductTransform
 from sdkd_plugin.losses.latents import FeatureLossName
 from sdkd_plugin.models import GraphAlterNet, GraphMixer, SimVP, STAlterNet, UNet
 from sdkd_plugin.report import check_folder, choose_device, command_line_errors
@@ -80,6 +80,7 @@ ROWS: dict[str, tuple[str, Sequence[float], Options]] = {
         QUARTER,
         {"teachers": 2, "aggregation": "camkd", "base": MEAN},
     ),
+    "time": ("bands along time: fixed (1, 2)", BOTH, {"weighting": "fixed", "over": "time"}),
     # It concerns labelled samples only.
     "bounded": ("teacher-bounded, margin 0", BOTH, {"teacher_bound": 0.0}),
     "matching": ("function matching: mixup", QUARTER, {"augmentation": "mixup"}),
@@ -150,7 +151,7 @@ def systems(full: bool) -> dict[str, System]:
     return made
 
 
-def arms(rows: Sequence[str], kd_weight: float) -> list[Arm]:
+def arms(rows: Sequence[str], kd_weight: float, task: Task) -> list[Arm]:
     """The arms of some rows, first those with a share of the labels."""
     made = []
     for share in (*QUARTER, *ALL):
@@ -159,6 +160,9 @@ def arms(rows: Sequence[str], kd_weight: float) -> list[Arm]:
             if share in shares:
                 options: Options = {"teachers": 1, "weighting": EQUAL, **changes}
                 options["kd_weight"] = kd_weight * changes.get("kd_weight", 1.0)
+                if over := options.pop("over", None):
+                    frames = task.train.y.shape[1]
+                    options["transform"] = ProductTransform(task.transform, frames, over=over)
                 made.append(Arm(name, labels=share, **options))
     return made
 
@@ -181,7 +185,7 @@ def run_system(name: str, system: System, options: argparse.Namespace) -> Result
         task,
         student=student,
         teacher={name: taught.models(name)[0] for name in models},
-        arms=arms(options.rows, system.kd_weight),
+        arms=arms(options.rows, system.kd_weight, task),
         seeds=options.seeds,
         **system.learning,
         **common,

@@ -164,7 +164,8 @@ class Arm:
         model: makes the model, if it is not the study's student.
         base: name of an arm that this one is also compared with.
         **options: of `SDKDDistiller`, such as ``weighting``, ``kd_weight`` or ``latents``;
-            ``kd_weight=0`` is the student alone. With an ``augmentation`` the teachers forecast at
+            ``kd_weight=0`` is the student alone. A ``transform`` or ``bands`` replaces the task's
+            in distillation, not in the scores. With an ``augmentation`` the teachers forecast at
             every step.
 
     Raises:

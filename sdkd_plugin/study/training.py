@@ -133,11 +133,11 @@ class Training:
     def _distiller(self, model: nn.Module) -> SDKDDistiller:
         task = self.task
         (example,) = task.batches(task.train.select(slice(1)), self.device)
-        options: dict[str, Any] = {"task_loss": task.task_loss, "example": example}
+        options: dict[str, Any] = {"transform": task.transform, "bands": task.bands}
+        options |= {"task_loss": task.task_loss, "example": example}
         # The task has checked the data; a divergence shows in the validation error.
         options |= {"check_finite": False, **self.arm.options}
-        given = self.teachers, model, task.transform, task.bands
-        return SDKDDistiller(*given, **options).to(self.device)
+        return SDKDDistiller(self.teachers, model, **options).to(self.device)
 
     def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> Tensor:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
