@@ -7,51 +7,31 @@ import pytest
 import torch
 from jaxtyping import config
 
-from sdkd_plugin.data.cell_transmission import RoadNetwork, cell_flows, transmit
-from sdkd_plugin.data.road_network import (
-    CELL_MILES,
-    KERNEL_REACH_MILES,
-    build_highways,
-    sensor_graph,
-)
-from sdkd_plugin.data.traffic_simulator import simulate_traffic
+from sdkd_plugin.data.cell_transmission import CELL_MILES, Roads, cell_flows, transmit
+from sdkd_plugin.data.traffic_simulator import build_highways, sensor_graph, simulate_traffic
 
 STEP = 1 / 240  # hours: 15 seconds
+WAVE = 2000 / (190 - 2000 / 65)
 
 
-def straight(cells, **change):
-    """A road without ramps: a source, equal cells in a row, a sink."""
+def straight(cells, lanes=3.0, free_speed=65.0):
+    """A road without ramps: drivers enter the first of equal cells in a row."""
     order = np.arange(cells)
-    numbers = {"length": 0.3, "free_speed": 65.0, "capacity": 6000.0, "jam_density": 570.0} | change
-    junctions = {
-        "links": np.stack([order[:-1], order[1:]], axis=1),
-        "merges": np.empty((0, 3), int),
-        "priority": np.empty(0),
-        "diverges": np.empty((0, 3), int),
-        "split": np.empty(0),
-        "turning_lane": np.empty(0, bool),
-        "sources": order[:1],
-        "sinks": order[-1:],
-    }
-    return RoadNetwork(**{name: np.full(cells, n) for name, n in numbers.items()}, **junctions)
+    ways = np.stack([order[:-1], order[1:]])
+    speed, lanes = np.full(cells, free_speed), np.full(cells, lanes)
+    return Roads(speed, lanes, lanes, ways, np.ones(cells - 1))
 
 
-def one_junction(**junction):
-    """Three cells that meet; whichever ends are free become sources and sinks."""
-    merge = "priority" in junction
-    ends = {"sources": [0, 1], "sinks": [2]} if merge else {"sources": [0], "sinks": [1, 2]}
-    parts = {"merges" if merge else "diverges": [[0, 1, 2]], **ends, **junction}
-    arrays = {name: np.array(part if name[-1] == "s" else [part]) for name, part in parts.items()}
-    road = straight(3, free_speed=60.0, capacity=8000.0 if merge else 6000.0, jam_density=600.0)
-    return RoadNetwork(**vars(road) | {"links": np.empty((0, 2), int)} | arrays)
+def demand(cells, inflow, intervals=96):
+    return np.eye(1, cells) * np.full((intervals, 1), inflow)
 
 
-def bottleneck(cells=60, at=40, capacity=3600.0):
+def bottleneck(at=40, capacity=3600.0):
     """A straight road on which cell ``at`` lets only ``capacity`` through, for 96 intervals."""
-    network = straight(cells)
-    limit = np.tile(network.capacity, (96, 1))
+    roads = straight(60)
+    limit = np.tile(roads.capacity, (96, 1))
     limit[:, at] = capacity
-    return network, limit
+    return roads, limit
 
 
 def highways(n_sensors=40, freeways=(2, 1), seed=0):
@@ -60,34 +40,32 @@ def highways(n_sensors=40, freeways=(2, 1), seed=0):
 
 class TestKnownAnswers:
     def test_low_demand_flows_at_free_speed(self):
-        network = highways().network
-        demand = np.full((24, len(network.sources)), 200.0)
-        history = transmit(network, demand)
-        np.testing.assert_allclose(history.speed[-1], network.free_speed, rtol=1e-9)
-        np.testing.assert_allclose(
-            history.flow[-1], network.steady_flow(demand[0]), rtol=2e-3, atol=0.5
-        )
+        plan = highways()
+        wanted = np.tile(np.where(plan.demand[0] > 0, 200.0, 0.0), (24, 1))
+        history = transmit(plan.roads, wanted)
+        np.testing.assert_allclose(history.speed[-1], plan.roads.free_speed, rtol=1e-9)
+        steady = plan.roads.steady_flow(wanted[0])
+        np.testing.assert_allclose(history.flow[-1], steady, rtol=2e-3, atol=0.5)
 
     def test_at_courant_number_one_a_platoon_moves_one_cell_a_step_unchanged(self):
-        network = straight(6, length=0.25, free_speed=60.0)
-        vehicles = np.array([10.0, 0, 0, 0, 0, 0])
+        roads = straight(6, free_speed=CELL_MILES / STEP)
+        vehicles = platoon = np.array([10.0, 0, 0, 0, 0, 0])
         for place in range(5):
-            out, into = cell_flows(network, vehicles, np.zeros(1), STEP)
+            out, into, _ = cell_flows(roads, vehicles, np.zeros(6), STEP, roads.capacity)
             vehicles = vehicles + into - out
-            np.testing.assert_allclose(vehicles, np.roll([10.0, 0, 0, 0, 0, 0], place + 1))
+            np.testing.assert_allclose(vehicles, np.roll(platoon, place + 1))
 
     @pytest.mark.parametrize("inflow", [4500.0, 5400.0])
     def test_queue_behind_bottleneck_grows_at_the_rankine_hugoniot_speed(self, inflow):
         least = 3600.0
-        network, limit = bottleneck(capacity=least)
-        history = transmit(network, np.full((96, 1), inflow), capacity=limit)
-        density = history.vehicles / network.length
-        free = inflow / network.free_speed[0]
-        wave = 6000 / (570 - 6000 / 65)
-        queued = 570 - least / wave
+        roads, limit = bottleneck(capacity=least)
+        history = transmit(roads, demand(60, inflow), capacity=limit)
+        density = history.vehicles / CELL_MILES
+        free = inflow / 65
+        queued = 570 - least / WAVE
         expected = (least - inflow) / (queued - free)
         np.testing.assert_allclose(density[-1, 38:40], queued, rtol=1e-6)
-        np.testing.assert_allclose(density[-1, 41:], least / network.free_speed[0], rtol=1e-6)
+        np.testing.assert_allclose(density[-1, 41:], least / 65, rtol=1e-6)
         # The front is where density passes the middle of both sides, between cell centres. It is
         # followed over 30 of the 40 cells upstream.
         rows = np.arange(6, int(30 * CELL_MILES / -expected * 12))
@@ -101,65 +79,49 @@ class TestKnownAnswers:
         assert measured == pytest.approx(expected, rel=0.01)
 
     def test_queue_dissolves_at_the_wave_speed(self):
-        network = straight(60)
-        jam = network.jam_density * network.length
-        vehicles = np.where(np.arange(60) < 50, jam, 0.0)
-        history = transmit(network, np.zeros((10, 1)), initial=vehicles)
-        density = history.vehicles / network.length
-        middle = (network.jam_density[0] + network.capacity[0] / network.free_speed[0]) / 2
+        roads = straight(60)
+        history = transmit(
+            roads, demand(60, 0.0, 10), initial=np.where(np.arange(60) < 50, roads.most, 0.0)
+        )
+        density = history.vehicles / CELL_MILES
+        middle = (570 + 6000 / 65) / 2
         rows = np.arange(4, 10)
         fronts = [
             np.interp(-middle, -density[row, :50], np.arange(50)) * CELL_MILES for row in rows
         ]
         measured = np.polyfit((rows + 1) / 12, fronts, 1)[0]
-        wave = 6000 / (570 - 6000 / 65)  # the road's, from its capacity, jam density, free speed
-        assert measured == pytest.approx(-wave, rel=0.02)
+        assert measured == pytest.approx(-WAVE, rel=0.02)
 
-    @pytest.mark.parametrize(
-        ("counts", "space", "expected"),
-        [
-            ((10.0, 8.0), 25.0, (10.0, 8.0)),  # all fit
-            ((20.0, 20.0), 16.0, (12.0, 4.0)),  # both contest: 3 to 1
-            ((20.0, 2.0), 16.0, (14.0, 2.0)),  # the ramp needs less than its share
-            ((5.0, 20.0), 16.0, (5.0, 11.0)),  # the road needs less than its share
-        ],
-    )
-    def test_merge_follows_daganzo(self, counts, space, expected):
-        # Speed 60, cells of a quarter mile: all of a cell can leave in one step.
-        network = one_junction(priority=0.75)
-        moves = 60.0 * STEP / 0.3
-        room = space / (network.wave_speed[2] * STEP / 0.3)
-        vehicles = np.array([counts[0] / moves, counts[1] / moves, 600.0 * 0.3 - room])
-        out, into = cell_flows(network, vehicles, np.zeros(2), STEP)
-        np.testing.assert_allclose(out[:2], expected, rtol=1e-9)
-        assert into[2] == pytest.approx(sum(expected))
+    @pytest.mark.parametrize("space", [30.0, 18.0, 6.0])
+    def test_ways_into_a_full_cell_share_its_room_in_proportion(self, space):
+        # Cells 0 (15 vehicles) and 1 (5) merge into 2, where a driver (4) waits outside.
+        speed = np.full(3, CELL_MILES / STEP)
+        ways, lanes = np.array([[0, 1], [2, 2]]), np.full(3, 4.0)
+        roads = Roads(speed, lanes, lanes, ways, np.ones(2))
+        room = space / (roads.wave_speed[2] * STEP / CELL_MILES)
+        vehicles = np.array([15.0, 5.0, roads.most[2] - room])
+        out, into, entered = cell_flows(
+            roads, vehicles, np.array([0, 0, 4.0]), STEP, roads.capacity
+        )
+        fits = min(1.0, space / 24)
+        np.testing.assert_allclose([*out[:2], entered[2]], np.array([15, 5, 4]) * fits, rtol=1e-9)
+        assert into[2] == pytest.approx(20 * fits)
 
-    @pytest.mark.parametrize(
-        ("turning_lane", "space", "expected"),
-        [
-            (False, (99.0, 1.0), (3.0, 1.0)),
-            (False, (3.0, 99.0), (3.0, 1.0)),
-            (True, (99.0, 1.0), (15.0, 1.0)),
-            (True, (3.0, 99.0), (3.0, 5.0)),
-            (False, (99.0, 99.0), (15.0, 5.0)),
-            (True, (99.0, 99.0), (15.0, 5.0)),
-        ],
-    )
-    def test_one_full_way_blocks_the_other_unless_there_is_a_turning_lane(
-        self, turning_lane, space, expected
-    ):
-        network = one_junction(split=0.25, turning_lane=turning_lane)
-        room = np.array(space) / (network.wave_speed[1:] * STEP / 0.3)
-        vehicles = np.array([20.0 / (60.0 * STEP / 0.3), *np.maximum(600.0 * 0.3 - room, 0)])
-        out, into = cell_flows(network, vehicles, np.zeros(1), STEP)
-        np.testing.assert_allclose(into[1:], expected, rtol=1e-9)
-        assert out[0] == pytest.approx(sum(expected))
+    def test_a_blocked_turn_does_not_block_the_road_or_the_exit(self):
+        # Of cell 0 half stay, a quarter turn into a jam, and a quarter leave the network.
+        speed = np.full(3, CELL_MILES / STEP)
+        ways, lanes = np.array([[0, 0], [1, 2]]), np.full(3, 4.0)
+        roads = Roads(speed, lanes, lanes, ways, np.array([0.5, 0.25]))
+        vehicles = np.array([16.0, 0.0, roads.most[2]])
+        out, into, _ = cell_flows(roads, vehicles, np.zeros(3), STEP, roads.capacity)
+        np.testing.assert_allclose(into, [0, 8, 0])
+        assert out[0] == pytest.approx(12)
 
     def test_incident_slows_upstream_and_not_downstream(self):
-        network, limit = bottleneck(at=30, capacity=2000.0)
-        limit[:24] = limit[60:] = network.capacity
-        calm = transmit(network, np.full((96, 1), 5000.0))
-        history = transmit(network, np.full((96, 1), 5000.0), capacity=limit)
+        roads, limit = bottleneck(at=30, capacity=2000.0)
+        limit[:24] = limit[60:] = roads.capacity
+        calm = transmit(roads, demand(60, 5000.0))
+        history = transmit(roads, demand(60, 5000.0), capacity=limit)
         np.testing.assert_allclose(calm.speed, 65.0, rtol=1e-9)
         np.testing.assert_allclose(history.speed[:, 31:], 65.0, rtol=1e-9)
         assert history.speed[59, 25:30].max() < 10
@@ -172,77 +134,70 @@ class TestInvariants:
     @pytest.mark.parametrize("seed", range(5))
     def test_every_step_conserves_vehicles_and_keeps_bounds(self, seed):
         rng = np.random.default_rng(seed)
-        network = highways(seed=seed).network
-        most = network.jam_density * network.length
+        roads = highways(seed=seed).roads
+        staying = np.bincount(roads.ways[0], roads.share, len(roads.lanes))
         for _ in range(50):
             # Empty, full and in between.
-            vehicles = most * np.clip(rng.uniform(-0.5, 1.5, size=len(most)), 0, 1)
-            capacity = network.capacity * rng.uniform(0, 1, size=len(most))
-            waiting = rng.uniform(0, 200, size=len(network.sources))
-            out, into = cell_flows(network, vehicles, waiting, STEP, capacity)
-            inside = out.sum() - out[network.sinks].sum()
-            assert into.sum() - into[network.sources].sum() == pytest.approx(inside, abs=1e-9)
-            assert (out >= 0).all()
-            assert (into >= 0).all()
-            assert (out <= np.minimum(vehicles, capacity * STEP) + 1e-9).all()
-            assert (into <= capacity * STEP + 1e-9).all()
-            assert (into[network.sources] <= waiting).all()
-            after = vehicles + into - out
+            vehicles = roads.most * np.clip(rng.uniform(-0.5, 1.5, size=len(roads.most)), 0, 1)
+            capacity = roads.capacity * rng.uniform(0, 1, size=len(roads.most))
+            waiting = rng.uniform(0, 200, size=len(roads.most))
+            out, into, entered = cell_flows(roads, vehicles, waiting, STEP, capacity)
+            send = np.minimum(vehicles * (roads.free_speed * STEP / CELL_MILES), capacity * STEP)
+            exits = ((1 - staying) * send).sum()
+            assert into.sum() == pytest.approx(out.sum() - exits, abs=1e-9)
+            assert min(out.min(), into.min(), entered.min()) >= 0
+            assert (out <= send + 1e-9).all()
+            assert (into + entered <= capacity * STEP + 1e-9).all()
+            assert (entered <= waiting).all()
+            after = vehicles + into + entered - out
             assert (after >= -1e-9).all()
-            assert (after <= most + 1e-9).all()
+            assert (after <= roads.most + 1e-9).all()
 
     def test_a_run_never_exceeds_capacity(self):
         rng = np.random.default_rng(1)
-        network = highways().network
-        demand = rng.uniform(0, 4000, size=(48, len(network.sources)))
-        limit = network.capacity * rng.uniform(0.3, 1, size=(48, len(network.capacity)))
-        initial = 0.1 * network.jam_density * network.length
-        history = transmit(network, demand, capacity=limit, initial=initial)
+        roads = highways().roads
+        wanted = rng.uniform(0, 4000, size=(48, len(roads.lanes)))
+        limit = roads.capacity * rng.uniform(0.3, 1, size=wanted.shape)
+        history = transmit(roads, wanted, capacity=limit, initial=0.1 * roads.most)
         assert (history.flow <= limit * (1 + 1e-12)).all()
-        assert (history.speed <= network.free_speed * (1 + 1e-9)).all()
+        assert (history.speed <= roads.free_speed * (1 + 1e-9)).all()
 
 
 class TestRoads:
     @pytest.mark.parametrize(
         ("n_sensors", "freeways"), [(1, (1, 1)), (7, (3, 2)), (20, (1, 1)), (207, (2, 2))]
     )
-    def test_sensors_lie_on_cells_of_their_own_on_main_roads(self, n_sensors, freeways):
-        roads = highways(n_sensors, freeways)
-        assert len(set(roads.sensors.tolist())) == n_sensors
-        assert len(set(roads.sensor_ids)) == n_sensors
-        assert roads.mainline[roads.sensors].all()
-        assert not roads.mainline[roads.network.sinks].all()
+    def test_sensors_lie_on_cells_of_their_own(self, n_sensors, freeways):
+        plan = highways(n_sensors, freeways)
+        assert len(set(plan.sensors.tolist())) == n_sensors
+        assert len(set(plan.sensor_ids)) == n_sensors
+        assert plan.sensors.max() < len(plan.roads.lanes)
 
-    @pytest.mark.usefixtures("as_shipped")
     def test_roads_that_are_full_everywhere_empty_again(self):
         # Crossing motorways close loops, which would lock for good if nobody could leave them.
-        roads = highways(24, (2, 2)).network
-        full = roads.jam_density * roads.length
-        history = transmit(roads, np.zeros((8 * 12, len(roads.sources))), initial=full)
-        assert history.vehicles[-1].sum() < 1e-3 * full.sum()
-        locked = RoadNetwork(**{**vars(roads), "turning_lane": np.zeros(len(roads.split), bool)})
-        history = transmit(locked, np.zeros((8 * 12, len(roads.sources))), initial=full)
-        assert history.vehicles[-1].sum() > 0.1 * full.sum()
+        roads = highways(24, (2, 2)).roads
+        history = transmit(roads, np.zeros((8 * 12, len(roads.lanes))), initial=roads.most)
+        assert history.vehicles[-1].sum() < 1e-3 * roads.most.sum()
 
     def test_graph_is_the_directed_kernel_of_road_distance(self):
-        roads = highways(40, (1, 1))
-        edge_index, weight = sensor_graph(roads)
+        plan = highways(40, (1, 1))
+        edge_index, weight = sensor_graph(plan)
         edges = {(a, b): w for a, b, w in zip(*edge_index.tolist(), weight.tolist(), strict=True)}
         assert all(a != b for a, b in edges)
         assert min(edges.values()) >= 0.1
         assert max(edges.values()) < 1
         # On one carriageway the road distance is the difference of the cells, one way only.
-        cells = roads.sensors[:10]
+        cells = plan.sensors[:10]
         ahead = (cells[None, :] - cells[:, None]) * CELL_MILES
         sigma = CELL_MILES * np.sqrt(-((cells[1] - cells[0]) ** 2) / np.log(edges[0, 1]))
-        assert 1.0 < sigma < KERNEL_REACH_MILES / 2
+        assert 1.0 < sigma < 4.0
         for a in range(10):
             for b in range(10):
                 expected = np.exp(-((ahead[a, b] / sigma) ** 2)) if ahead[a, b] > 0 else 0.0
                 expected = expected if expected >= 0.1 else 0.0
                 assert edges.get((a, b), 0.0) == pytest.approx(expected, abs=1e-9)
-        roads_joined = {(roads.sensor_ids[a][0], roads.sensor_ids[b][0]) for a, b in edges}
-        assert ("E", "N") in roads_joined  # by the interchange
+        roads_joined = {(plan.sensor_ids[a][0], plan.sensor_ids[b][0]) for a, b in edges}
+        assert ("E", "N") in roads_joined  # by the crossing
         assert ("E", "W") not in roads_joined  # nobody turns round
 
 
