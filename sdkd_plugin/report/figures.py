@@ -85,3 +85,56 @@ def band_bars(errors: Mapping[str, Mapping[Any, float]]) -> Figure:
         axis.set_title(band, fontsize=10)
         axis.set_xlabel("MSE")
     return figure
+
+
+def sensor_errors(
+    positions: Float[np.ndarray, "nodes 2"], errors: Mapping[str, Float[Tensor, " nodes"]]
+) -> Figure:
+    """The error of each model at each sensor, on one colour scale; positions as x and y."""
+    figure = Figure(figsize=(4.4 * len(errors) + 1, 4), layout="constrained")
+    panels = figure.subplots(1, len(errors), squeeze=False)[0]
+    highest = max(float(error.max()) for error in errors.values())
+    for axis, (name, error) in zip(panels, errors.items(), strict=True):
+        points = axis.scatter(*positions.T, c=error.cpu().numpy(), s=14, vmin=0, vmax=highest)
+        axis.set_title(name, fontsize=10)
+        axis.set_aspect("equal", "datalim")
+        axis.set_axis_off()
+    figure.colorbar(points, ax=list(panels), shrink=0.8, label="error")
+    return figure
+
+
+def sensor_series(
+    truth: Float[Tensor, "samples nodes"],
+    forecasts: Mapping[str, Float[Tensor, "samples nodes"]],
+    nodes: Mapping[str, int],
+) -> Figure:
+    """Truth and forecasts over the samples, a panel for each named sensor."""
+    figure = Figure(figsize=(9, 2.1 * len(nodes) + 0.6), layout="constrained")
+    panels = figure.subplots(len(nodes), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, (label, node) in zip(panels, nodes.items(), strict=True):
+        axis.plot(truth[:, node].cpu().numpy(), color="black", linewidth=1, label="truth")
+        for name, forecast in forecasts.items():
+            axis.plot(forecast[:, node].cpu().numpy(), linewidth=1, label=name)
+        axis.set_title(label, fontsize=9, loc="left")
+    panels[-1].set_xlabel("sample")
+    panels[0].legend(fontsize=8, ncols=1 + len(forecasts))
+    return figure
+
+
+def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Numbers over training, a panel for each of them, a line a model.
+
+    Args:
+        histories: by name of the model: equally long sequences by name, one of them ``step``.
+    """
+    names = dict.fromkeys(name for h in histories.values() for name in h if name != "step")
+    figure = Figure(figsize=(9, 2.2 * len(names) + 0.6), layout="constrained")
+    panels = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, name in zip(panels, names, strict=True):
+        for model, history in histories.items():
+            if name in history:
+                axis.plot(history["step"], history[name], marker=".", label=model)
+        axis.set_title(name, fontsize=9, loc="left")
+    panels[-1].set_xlabel("step")
+    panels[0].legend(fontsize=8)
+    return figure

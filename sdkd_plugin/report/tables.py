@@ -8,10 +8,10 @@ import pandas as pd
 import scipy.stats
 
 
-def format_table(
+def summary_table(
     rows: pd.DataFrame, *, index: Sequence[str], columns: Mapping[str, tuple[str, str]]
-) -> str:
-    """A markdown table with one row a group: the mean and, over several seeds, the deviation.
+) -> pd.DataFrame:
+    """A table of texts, one row a group: the mean and, over several seeds, the deviation.
 
     Args:
         rows: one row a model and seed.
@@ -21,16 +21,10 @@ def format_table(
 
     Example:
         >>> rows = pd.DataFrame({"model": ["a", "a", "b"], "mse": [1.0, 3.0, 2.0]})
-        >>> print(format_table(rows, index=["model"], columns={"mse": ("MSE", ".1f")}))
-        | model | MSE |
-        |---|--:|
-        | a | 2.0 ± 1.4 |
-        | b | 2.0 |
+        >>> summary_table(rows, index=["model"], columns={"mse": ("MSE", ".1f")})["MSE"].tolist()
+        ['2.0 ± 1.4', '2.0']
     """
-    lines = [
-        " | ".join([*index, *(heading for heading, _ in columns.values())]),
-        "---|" * len(index) + "--:|" * len(columns),
-    ]
+    lines = []
     for key, group in rows.groupby(list(index), sort=False):
         cells = [str(k) for k in key]
         for column, (_, style) in columns.items():
@@ -38,8 +32,27 @@ def format_table(
             cells.append("-" if values.empty else format(values.mean(), style))
             if values.nunique() > 1:
                 cells[-1] += f" ± {values.std():{style}}"
-        lines.append(" | ".join(cells))
-    return "\n".join(f"|{line}" if line.endswith("|") else f"| {line} |" for line in lines)
+        lines.append(cells)
+    return pd.DataFrame(lines, columns=[*index, *(heading for heading, _ in columns.values())])
+
+
+def format_table(
+    rows: pd.DataFrame, *, index: Sequence[str], columns: Mapping[str, tuple[str, str]]
+) -> str:
+    """A `summary_table` in markdown.
+
+    Example:
+        >>> rows = pd.DataFrame({"model": ["a", "a", "b"], "mse": [1.0, 3.0, 2.0]})
+        >>> print(format_table(rows, index=["model"], columns={"mse": ("MSE", ".1f")}))
+        | model | MSE |
+        |---|--:|
+        | a | 2.0 ± 1.4 |
+        | b | 2.0 |
+    """
+    table = summary_table(rows, index=index, columns=columns)
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in [table.columns, *table.to_numpy()])
+    aligned = "|" + "---|" * len(index) + "--:|" * len(columns)
+    return "\n".join([head, aligned, *lines])
 
 
 class Change(NamedTuple):
