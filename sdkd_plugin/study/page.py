@@ -94,16 +94,20 @@ def study_figures(result: "Result") -> dict[str, Figure]:
         first = {name: forecast[0] for name, forecast in shown.items()}
         figures["fields"] = fields(truth[0], first, [0, len(truth[0]) - 1])
     if isinstance(task.transform, GraphTransform):
-        figures |= _graph_figures(result, truth, shown, seen)
+        figures |= _graph_figures(result, task.transform, truth, shown, seen)
     histories = {t.arm.name: t.history(0) for t in result.trainings if t.arm.setting == setting}
     figures["training"] = training_curves({k: _named(v) for k, v in histories.items() if v})
     return figures
 
 
 def _graph_figures(
-    result: "Result", truth: Tensor, forecasts: Mapping[str, Tensor], seen: Tensor
+    result: "Result",
+    graph: GraphTransform,
+    truth: Tensor,
+    forecasts: Mapping[str, Tensor],
+    seen: Tensor,
 ) -> dict[str, Figure]:
-    transform, positions = result.task.transform, result.task.positions
+    positions = result.task.positions
     apart = tuple(i for i in range(truth.ndim) if i != truth.ndim - 2)  # all axes but the nodes
     count = seen.sum(apart).clamp(min=1)
     errors = {
@@ -117,10 +121,9 @@ def _graph_figures(
     late = {name: forecast[:, -1, :, 0] for name, forecast in forecasts.items()}
     observed = torch.where(seen, truth, torch.nan)[:, -1, :, 0]
     figures = {"series": sensor_series(observed, late, nodes)}
-    if positions is None and transform.method == "exact":
-        positions = transform.basis.eigenvectors[
-            :, 1:3
-        ]  # spectral layout: neighbours lie close together
+    if positions is None and graph.method != "chebyshev":
+        # A spectral layout: neighbours lie close together. A magnetic Laplacian has phases too.
+        positions = torch.as_tensor(graph.basis.eigenvectors)[:, 1:3].real
     if positions is not None and positions.shape[1] == 2:
         figures["sensors"] = sensor_errors(positions.cpu().numpy(), errors)
     return figures
@@ -148,8 +151,8 @@ def study_page(result: "Result", figures: Mapping[str, Figure]) -> str:
     protocol, rows = result.protocol(), result.rows
     machine = rows[list(MACHINE)].drop_duplicates().astype(str)
     table = summary_table(**result.columns())
-    compared = [column for column in table if " against " in column]
-    first = [column for column in table if column not in compared]
+    compared = [str(column) for column in table if " against " in str(column)]
+    first = [str(column) for column in table if column not in compared]
     ahead = first[: first.index("model") + 2]  # the measure; what it is compared with comes next
     table = table[[*ahead, *compared, *first[len(ahead) :]]]
     sections = [Section("Errors", protocol, table)]
