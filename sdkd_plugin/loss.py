@@ -4,9 +4,10 @@ A student with its task loss is in `distiller`; calling teachers is in `teachers
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -25,6 +26,7 @@ from sdkd_plugin.losses.teacher_weights import (
     teacher_gradients,
     weighted_target,
 )
+from sdkd_plugin.losses.trust import STUDENT, TEACHERS, TeacherReport, TeacherTrust
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
@@ -37,10 +39,13 @@ from sdkd_plugin.teachers import (
     call_model,
     check_taps,
     checked_forecasts,
+    evaluated,
     frozen_copies,
     named_inputs,
     warn_of_empty_bands,
 )
+
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,11 @@ class DistillationLoss(nn.Module):
         resolutions: ``equal`` refuses a teacher whose forecast has another shape than the
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
-        latents: pairs of taps to distil; call `fit_latents` before training.
+        latents: pairs of taps to distil; call `fit_latents` before training. A pair's loss is scaled
+            to at most the size of the forecast's loss, so that its weight means the same for all
+            models: 1 is as much as the forecast.
+        trust: whether a teacher loses weight in the bands where `measure` or `judge` found it of
+            no use to the student; see `TeacherTrust`. Without a measurement it changes nothing.
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
 
@@ -149,6 +158,7 @@ class DistillationLoss(nn.Module):
         teacher_bound: float | None = None,
         resolutions: Resolutions = "equal",
         latents: Sequence[LatentPair] = (),
+        trust: bool = True,
         check_finite: bool = True,
     ) -> None:
         super().__init__()
@@ -168,6 +178,8 @@ class DistillationLoss(nn.Module):
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
         )
+        self.trust = TeacherTrust(self.frequency.bands.n_bands)
+        self._trusts = trust
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
         self.aggregation.check(len(kinds))
         self.kd_weight = kd_weight
@@ -224,16 +236,10 @@ class DistillationLoss(nn.Module):
             ValueError: if a tap of the student does not exist, or latents do not fit.
         """
         check_taps(student, self.student_taps)
-        modes = {module: module.training for module in student.modules()}
-        student.eval()
-        try:
-            with torch.no_grad():
-                outputs = self._outputs(index, x, inputs)
-                accepted = accepted_inputs(student, inputs)
-                latents = call_model(student, x, accepted, self.student_taps).latents
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluated(student), torch.no_grad():
+            outputs = self._outputs(index, x, inputs)
+            accepted = accepted_inputs(student, inputs)
+            latents = call_model(student, x, accepted, self.student_taps).latents
         shapes = latents, [output.latents for output in outputs]
         self.latent_losses = LatentLosses(self.latents, *shapes, self.transform, self.bands)
         return self
@@ -353,8 +359,10 @@ class DistillationLoss(nn.Module):
                 )
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
-                total = total + pair.weight * losses[pair.name]
-                features[pair.name] = losses[pair.name].detach()
+                features[pair.name] = of_pair = losses[pair.name].detach()
+                # Where the teacher loses its weight in all bands, so does its latent.
+                share = (terms.total.detach() / of_pair.clamp_min(TINY)).clamp_max(1)
+                total = total + pair.weight * share * losses[pair.name]
         total, band_weights = self.kd_weight * total, terms.weights.detach()
         return DistillationTerms(total, None, terms.errors, features, band_weights, weights)
 
@@ -362,7 +370,7 @@ class DistillationLoss(nn.Module):
         self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None
     ) -> tuple[FrequencyTerms, Tensor]:
         """The frequency-aligned loss to the weighted mean of the teachers, and their weights."""
-        band_weights = None
+        band_weights, trust = None, self.trust.weights if self._trusts else None
         if len(forecasts) == 1:
             target, weights = forecasts[0], forecasts[0].new_ones(1)
         else:
@@ -370,7 +378,8 @@ class DistillationLoss(nn.Module):
             if self.aggregation.needs_gradients:
                 # The bands' weights come first: a weighting may keep averages of what it measures.
                 with torch.no_grad():
-                    band_weights = self.frequency.terms(forecast, teachers.mean(0), y, mask).weights
+                    known = self.frequency.terms(forecast, teachers.mean(0), y, mask, trust=trust)
+                    band_weights, trust = known.weights, None
                 loss = partial(self.frequency, weights=band_weights)
                 gradients = teacher_gradients(loss, forecast, teachers)
             weights = self.aggregation(TeacherEvidence(teachers, gradients, y, mask))
@@ -382,9 +391,89 @@ class DistillationLoss(nn.Module):
             theirs, _ = sample_errors(target, y, mask)
             kept = (~labelled | (mine + self.teacher_bound > theirs)).to(mine.dtype)
         terms = self.frequency.terms(
-            forecast, target, y, mask, weights=band_weights, sample_weights=kept
+            forecast, target, y, mask, weights=band_weights, sample_weights=kept, trust=trust
         )
         return terms, weights
+
+    @torch.no_grad()
+    def judge(
+        self,
+        forecast: Float[Tensor, "batch ..."],
+        y: Float[Tensor, "batch ..."],
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        x: Float[Tensor, "batch ..."] | None = None,
+        outputs: Sequence[TeacherOutput] | None = None,
+        index: Int[Tensor, " batch"] | None = None,
+        baselines: Mapping[str, Float[Tensor, "batch ..."]] = MappingProxyType({}),
+        **inputs: Any,
+    ) -> Float[Tensor, "batch ..."]:
+        """Compare teachers and student with the labels of a validation batch.
+
+        ``trust.update()`` ends the pass over all batches and weighs the teachers. Use labels that
+        no teacher was trained on: on its own training data its errors are too small.
+
+        Args:
+            forecast: the student's, in eval mode.
+            y: labels.
+            mask: True where a label is observed.
+            x: the inputs, for teachers whose outputs are not given.
+            outputs: of the teachers, if they are known.
+            index: of the samples in stored outputs.
+            baselines: further forecasts for the report, by name.
+            **inputs: further inputs of the teachers.
+
+        Returns:
+            the mean forecast of the teachers.
+        """
+        known = outputs or self._outputs(index, x, accepted_inputs(self.inputs, inputs))
+        given = forecast, self.frequency.transform, self.resolutions, self.check_finite
+        teachers = checked_forecasts(known, self._names, *given)
+        mean = teachers[0] if len(teachers) == 1 else torch.stack(teachers).mean(0)
+        forecasts = {STUDENT: forecast, TEACHERS: mean, **baselines}
+        if len(teachers) > 1:
+            forecasts |= dict(zip(self._names, teachers, strict=True))
+        self.trust.add(forecasts, y, mask, self.transform, self.bands)
+        return mean
+
+    def measure(
+        self,
+        student: nn.Module,
+        batches: Iterable[Mapping[str, Any]],
+        baselines: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
+    ) -> TeacherReport | None:
+        """Compare teachers, student and baselines on labelled data, and weigh the teachers.
+
+        Call it before training, and at every validation: the student changes. It warns once if the
+        teacher is not the better one.
+
+        Args:
+            student: run in eval mode, without gradient.
+            batches: of labels that no teacher was trained on: ``{"x": ..., "y": ...}``, and what
+                else `judge` takes.
+            baselines: further forecasts of ``x`` for the report, such as persistence.
+
+        Returns:
+            the report, which prints as a table; None if no label was observed.
+
+        Example:
+            >>> from sdkd_plugin import GridTransform
+            >>> teacher, student, x = nn.Conv2d(1, 1, 3, padding=1), nn.Identity(), torch.randn(4, 1, 8, 8)
+            >>> loss = DistillationLoss(teacher, GridTransform((8, 8)))
+            >>> report = loss.measure(student, [{"x": x, "y": teacher(x).detach()}])
+            >>> report.weights
+            tensor([1., 1.])
+        """
+        named = named_inputs(student)
+        with evaluated(student), torch.no_grad():
+            for batch in batches:
+                x = batch["x"]
+                inputs = {k: v for k, v in batch.items() if k not in ("x", "y", "mask")}
+                forecast = call_model(student, x, accepted_inputs(named, inputs)).forecast
+                known = {name: baseline(x) for name, baseline in baselines.items()}
+                y, mask = batch["y"], batch.get("mask")
+                self.judge(forecast, y, mask, x=x, baselines=known, **inputs)
+        return self.trust.update()
 
 
 def _check_pairs(pairs: Sequence[LatentPair], n_teachers: int) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Training:
     device: torch.device
     folder: Path
     outputs: Sequence[TeacherOutput] = ()
+    of_validation: Sequence[TeacherOutput] = ()
 
     @cached_property
     def protocol(self) -> str:
@@ -134,6 +136,8 @@ class Training:
                 candidates += 1
                 forecast = task.forecast(model, truth, self.device)
                 error = float(masked_error(forecast, truth.y, truth.mask, task.task_loss))
+                if isinstance(trained, SDKDDistiller):
+                    self._judge(trained, forecast)
                 weights = {k: float(v) for k, v in terms.scalars().items() if "weight" in k}
                 for name, value in {
                     "step": float(taken),
@@ -154,6 +158,18 @@ class Training:
         # The task has checked the data; a divergence shows in the validation error.
         options |= {"check_finite": False, **self.arm.options}
         return SDKDDistiller(self.teachers, model, **options).to(self.device)
+
+    def _judge(self, distiller: SDKDDistiller, forecast: Tensor) -> None:
+        """Weigh the teachers by the labels for validation."""
+        truth, loss = self.task.validation, distiller.loss
+        for rows in torch.arange(len(truth)).split(50):
+            part = truth.select(rows, self.device)
+            outputs = [each.select(rows).to(self.device) for each in self.of_validation]
+            loss.judge(forecast[rows].to(self.device), part.y, part.mask, outputs=outputs)
+        with warnings.catch_warnings():
+            # The report of the study says it, once for all seeds.
+            warnings.simplefilter("ignore", UserWarning)
+            loss.trust.update()
 
     def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> DistillationTerms:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
