@@ -41,7 +41,7 @@ SENSORS = {**GRAPH, "window": 6, "n_nodes": 4}
 CARDS = [
     ModelCard("UNet", {**GRID, "width": 2}),
     ModelCard("ResNet", {**GRID, "width": 4}),
-    ModelCard("MLPMixer", {**GRID, "shape": [16, 16]}),
+    ModelCard("MLPMixer", {**GRID, "shape": [32, 32]}),
     ModelCard("STAlterNet", {**GRID, "width": 4}),
     ModelCard("SimVP", {"in_channels": 2, "out_channels": 2, "width": 4}),
     ModelCard("GraphMixer", SENSORS),
@@ -62,7 +62,7 @@ def test_a_loaded_model_forecasts_the_same(card, tmp_path):
     again, read = load_model(save_model(tmp_path / "model", model, card))
     assert type(again) is type(model)
     assert not again.training
-    x = torch.randn(2, 2, 16, 16) if "in_channels" in card.arguments else torch.randn(2, 6, 4, 1)
+    x = torch.randn(2, 2, 32, 32) if "in_channels" in card.arguments else torch.randn(2, 6, 4, 1)
     graph = {} if x.shape[1] == 2 else {"edge_index": torch.tensor([[0, 1], [1, 2]])}
     inputs = {k: v for k, v in graph.items() if "Transformer" not in card.model}
     assert torch.equal(model(x, **inputs), again(x, **inputs))
