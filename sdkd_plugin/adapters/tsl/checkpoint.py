@@ -41,6 +41,7 @@ class PlainPredictor(Predictor):
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> path = Path(tempfile.mkdtemp()) / "student.pt"
         >>> torch.save(nn.Linear(2, 1).state_dict(), path)
         >>> PlainPredictor(model=nn.Linear(2, 1)).load_model(path)
