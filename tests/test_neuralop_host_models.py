@@ -230,7 +230,7 @@ def test_a_foreign_pickle_is_refused_unexecuted(tmp_path):
 def test_a_broken_checkpoint_is_refused(content, tmp_path):
     (tmp_path / "model_state_dict.pt").write_bytes(content)
     with pytest.raises(
-        ValueError, match="cannot be read as weights .* is damaged, or has other objects"
+        ValueError, match=r"cannot be read as weights .* is damaged, or has other objects"
     ):
         REGISTERED["sdkd_unet"].from_checkpoint(tmp_path, "model")
 
