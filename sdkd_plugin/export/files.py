@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, shown
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.teachers import accepted_inputs
 
 SHARED = ("edge_index", "edge_weight")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.export.files import OnnxModel, needed, quiet
 
 
