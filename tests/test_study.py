@@ -224,7 +224,8 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
     result = study(task, student=make_student, teacher=teacher, **QUICK)
     result.write(tmp_path / "out")
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert set(written) == {"table.md", "results.csv", "bands.png", "spectra.png", "fields.png"}
+    pictures = {"bands.png", "spectra.png", "fields.png", "training.png"}
+    assert set(written) == {"report.html", "table.md", "results.csv", *pictures}
     assert all(v.startswith(b"\x89PNG") for k, v in written.items() if k.endswith("png"))
     assert written["table.md"].decode() == result.report()
     assert "p = " not in result.report().split("\n\n")[1]  # one seed is no test
@@ -367,4 +368,5 @@ def test_traffic_windows_do_not_overlap_in_their_targets():
     error = (task.test.x[:, -1:] - task.test.y) * task.test.mask * task.scale
     assert row.mae_30 == pytest.approx(float(error[:, 5].abs().sum() / task.test.mask[:, 5].sum()))
     result = study(task, student=make, arms=[Arm("alone", kd_weight=0)], **QUICK)
-    assert set(result.figures()) == {"bands", "spectra"}  # a graph has spectra, and no plane
+    # a graph has spectra, a map by its eigenvectors and series, and no plane
+    assert set(result.figures()) == {"bands", "spectra", "sensors", "series", "training"}

@@ -131,6 +131,15 @@ class TestLosLoop:
         data = read_los_loop(tmp_path)
         np.testing.assert_allclose(data.speed.numpy(), speed, atol=1e-4)
         assert data.edge_index.shape == (2, 0)
+        assert data.positions is None
+        places = tmp_path / "sensor_locations.csv"
+        rows = [f"{700000 + k},{34 + k / 100},-118" for k in reversed(range(207))]
+        places.write_text("\n".join(["sensor_id,latitude,longitude", *rows]))
+        north = read_los_loop(tmp_path).positions[:, 1]
+        np.testing.assert_allclose(north.numpy(), 34 + np.arange(207) / 100, rtol=1e-6)
+        places.write_text("\n".join(["sensor_id,latitude,longitude", *rows[1:]]))
+        with pytest.raises(ValueError, match=r"lacks \['700206'\], expected the columns"):
+            read_los_loop(tmp_path)
         path.write_text("\n".join(path.read_text().splitlines()[:1500]))
         with pytest.raises(ValueError, match=r"los_speed.csv has \(1499, 207\) rows and sens"):
             read_los_loop(tmp_path)
@@ -190,6 +199,7 @@ class TestTrafficData:
             ({"edge_index": torch.tensor([[0], [2]])}, "refers to nodes 0 to 2, expected 0 to 1"),
             ({"edge_index": torch.tensor([[-1], [1]])}, "refers to nodes -1 to 1"),
             ({"edge_index": torch.ones(2, 1)}, "`edge_index` is torch.float32"),
+            ({"positions": torch.ones(3, 2)}, r"`positions` has shape \(3, 2\), expected \(2, 2\)"),
             ({"edge_weight": torch.ones(2)}, r"`edge_weight` has shape \(2,\), expected \(1,\)"),
             ({"edge_weight": torch.tensor([-0.5])}, "`edge_weight` goes down to -0.5"),
             ({"edge_weight": torch.tensor([float("nan")])}, "`edge_weight` has 1 of 1 values"),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sdkd_plugin._checks import check_mask, check_not_negative, check_shape
+from sdkd_plugin._checks import check_finite, check_mask, check_not_negative, check_shape
 from sdkd_plugin.data.reading import check_index
 
 
@@ -23,6 +23,7 @@ class TrafficData:
         node_ids: a name for each sensor.
         index: the time of each row, in equal steps.
         source: where the data come from, for tables and logs.
+        positions: of the sensors, east and north in one unit, for maps.
 
     Raises:
         ValueError: if the data are not so.
@@ -45,6 +46,7 @@ class TrafficData:
     node_ids: tuple[str, ...]
     index: pd.DatetimeIndex
     source: str
+    positions: Float[Tensor, "nodes 2"] | None = None
 
     def __post_init__(self) -> None:
         if self.speed.ndim != 2 or not self.speed.is_floating_point():
@@ -77,6 +79,9 @@ class TrafficData:
         check_shape("edge_weight", self.edge_weight.shape, edges.shape[1:], "one for each edge")
         check_not_negative("edge_weight", self.edge_weight, "weights are similarities")
         check_index("`index`", self.index, steps, equal_steps=True)
+        if self.positions is not None:
+            check_shape("positions", self.positions.shape, (nodes, 2), "one for each sensor")
+            check_finite("positions", self.positions)
 
     def filled(self) -> Float[Tensor, "time nodes"]:
         """Speeds without gaps: a sensor's last reading, or its first one where there is none yet.

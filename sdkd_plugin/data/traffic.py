@@ -1,7 +1,7 @@
 """Readers of measured traffic: the T-GCN csv layout, and which layout a folder holds."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -84,10 +84,11 @@ def find_traffic(folder: str | Path) -> TrafficFiles:
 def read_los_loop(folder: str | Path) -> TrafficData:
     """Read Los-loop: one week of METR-LA, 1 to 7 March 2012, 207 sensors, gaps interpolated.
 
-    The folder holds ``los_speed.csv`` and ``los_adj.csv``.
+    The folder holds ``los_speed.csv`` and ``los_adj.csv``, and perhaps ``sensor_locations.csv``
+    with the columns ``sensor_id``, ``latitude`` and ``longitude``.
 
     Raises:
-        FileNotFoundError: if a file is absent.
+        FileNotFoundError: if one of the first two files is absent.
         ValueError: if a file is damaged, or not 2016 steps of 207 sensors.
 
     Source: Zhao et al., T-GCN, IEEE T-ITS 2019, arXiv 1811.05320; readings of METR-LA from DCRNN,
@@ -101,7 +102,23 @@ def read_los_loop(folder: str | Path) -> TrafficData:
             f"{speed} has {shape} rows and sensors, expected {_LOS_LOOP_SHAPE}; it is cut short or "
             "not Los-loop. Fetch it again, or read it with `read_csv_pair`."
         )
-    return data
+    places = folder / "sensor_locations.csv"
+    return replace(data, positions=_positions(places, data.node_ids)) if places.exists() else data
+
+
+def _positions(path: Path, node_ids: tuple[str, ...]) -> torch.Tensor:
+    """East and north of each sensor, in degrees of latitude."""
+    table = pd.read_csv(path, dtype={"sensor_id": str})
+    columns = {"sensor_id", "latitude", "longitude"}
+    if missing := columns - set(table) or set(node_ids) - set(table["sensor_id"]):
+        raise ValueError(
+            f"{path} lacks {sorted(missing)[:5]}, expected the columns {sorted(columns)} and a row "
+            "for each sensor; correct the file or remove it."
+        )
+    table = table.drop_duplicates("sensor_id").set_index("sensor_id").loc[list(node_ids)]
+    north = table["latitude"].to_numpy(np.float32)
+    east = table["longitude"].to_numpy(np.float32) * np.cos(np.deg2rad(north.mean()))
+    return torch.from_numpy(np.stack([east, north], 1).astype(np.float32))
 
 
 def read_csv_pair(

@@ -1,9 +1,9 @@
 """Pictures of forecasts; every function returns a matplotlib figure and shows nothing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -72,18 +72,18 @@ def error_spectra(spectra: Mapping[str, Spectrum], edges: Sequence[float]) -> Fi
     return figure
 
 
-def band_bars(errors: Mapping[str, Mapping[Any, float]]) -> Figure:
-    """Error of each model in each band, a panel a band, by the band's and the model's name."""
-    names = list(next(iter(errors.values())))
-    figure = Figure(figsize=(4.6 * len(errors), 1.2 + 0.36 * len(names)), layout="constrained")
-    axes = figure.subplots(1, len(errors), squeeze=False)[0]
-    for axis, (band, values) in zip(axes, errors.items(), strict=True):
-        bars = axis.barh(names, list(values.values()), color=[f"C{i}" for i in range(len(names))])
-        axis.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
+def band_bars(means: pd.DataFrame, deviations: pd.DataFrame) -> Figure:
+    """Errors with error bars: a panel for each column, such as a band, a bar for each model."""
+    columns, names = list(means), list(means.index)
+    figure = Figure(figsize=(7, (0.5 + 0.3 * len(names)) * len(columns)), layout="constrained")
+    axes = figure.subplots(len(columns), 1, squeeze=False)[:, 0]
+    colours = [f"C{i}" for i in range(len(names))]
+    for axis, column in zip(axes, columns, strict=True):
+        bars = axis.barh(names, means[column], xerr=deviations[column], color=colours)
+        axis.bar_label(bars, [f"{value:.3g}" for value in means[column]], fontsize=8, padding=2)
         axis.margins(x=0.18)
         axis.invert_yaxis()
-        axis.set_title(band, fontsize=10)
-        axis.set_xlabel("MSE")
+        axis.set_title(column, fontsize=10, loc="left")
     return figure
 
 
@@ -91,14 +91,16 @@ def sensor_errors(
     positions: Float[np.ndarray, "nodes 2"], errors: Mapping[str, Float[Tensor, " nodes"]]
 ) -> Figure:
     """The error of each model at each sensor, on one colour scale; positions as x and y."""
-    figure = Figure(figsize=(4.4 * len(errors) + 1, 4), layout="constrained")
-    panels = figure.subplots(1, len(errors), squeeze=False)[0]
+    lines = -(-len(errors) // 2)
+    figure = Figure(figsize=(7, 0.5 + 3 * lines), layout="constrained")
+    panels = figure.subplots(lines, 2).ravel()
     highest = max(float(error.max()) for error in errors.values())
-    for axis, (name, error) in zip(panels, errors.items(), strict=True):
+    for axis in panels:
+        axis.set_axis_off()
+    for axis, (name, error) in zip(panels, errors.items(), strict=False):
         points = axis.scatter(*positions.T, c=error.cpu().numpy(), s=14, vmin=0, vmax=highest)
         axis.set_title(name, fontsize=10)
         axis.set_aspect("equal", "datalim")
-        axis.set_axis_off()
     figure.colorbar(points, ax=list(panels), shrink=0.8, label="error")
     return figure
 
@@ -109,7 +111,7 @@ def sensor_series(
     nodes: Mapping[str, int],
 ) -> Figure:
     """Truth and forecasts over the samples, a panel for each named sensor."""
-    figure = Figure(figsize=(9, 2.1 * len(nodes) + 0.6), layout="constrained")
+    figure = Figure(figsize=(7, 2.1 * len(nodes) + 0.6), layout="constrained")
     panels = figure.subplots(len(nodes), 1, squeeze=False, sharex=True)[:, 0]
     for axis, (label, node) in zip(panels, nodes.items(), strict=True):
         axis.plot(truth[:, node].cpu().numpy(), color="black", linewidth=1, label="truth")
@@ -128,13 +130,15 @@ def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> F
         histories: by name of the model: equally long sequences by name, one of them ``step``.
     """
     names = dict.fromkeys(name for h in histories.values() for name in h if name != "step")
-    figure = Figure(figsize=(9, 2.2 * len(names) + 0.6), layout="constrained")
+    figure = Figure(figsize=(7, 2.1 * len(names) + 0.6), layout="constrained")
     panels = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
     for axis, name in zip(panels, names, strict=True):
-        for model, history in histories.items():
+        for i, (model, history) in enumerate(histories.items()):
             if name in history:
-                axis.plot(history["step"], history[name], marker=".", label=model)
+                axis.plot(history["step"], history[name], f"C{i}.-", label=model)
         axis.set_title(name, fontsize=9, loc="left")
+        if "error" in name:
+            axis.set_yscale("log")
     panels[-1].set_xlabel("step")
     panels[0].legend(fontsize=8)
     return figure

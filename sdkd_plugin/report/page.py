@@ -37,7 +37,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; margin: 0 auto; max
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; border-top: 1px solid #d0d7de; padding-top: 1rem; }
 p { max-width: 46rem; }
-img { max-width: 100%; height: auto; }
+img { min-width: 34rem; max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d7de; text-align: right;
@@ -45,8 +45,9 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid #d0d7de; text-align: rig
 th { vertical-align: bottom; white-space: normal; }
 td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 footer { color: #57606a; font-size: .85rem; margin-top: 2rem; }
-@media print { .scroll { overflow: visible; } table { font-size: .6rem; }
-  section { break-inside: avoid; } body { max-width: none; } }
+@media print { .scroll { overflow: visible; } table { font-size: .5rem; } h2 { break-after: avoid; }
+  th, td { padding: .2rem .3rem; } img { min-width: 0; max-height: 12cm; }
+  section { break-inside: avoid; } body { max-width: none; font-size: 11pt; } }
 </style>
 </head>
 <body>
@@ -100,4 +101,5 @@ def _render(content: Figure | pd.DataFrame | None, description: str) -> _Html:
     # An image in a file of its own, because ids in several drawings of one page would clash.
     content.savefig(buffer, format="svg")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return _Html(f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{data}">')
+    picture = f'<img alt="{html.escape(description)}" src="data:image/svg+xml;base64,{data}">'
+    return _Html(f'<div class="scroll">{picture}</div>')

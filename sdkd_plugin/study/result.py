@@ -5,17 +5,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.report import Change, format_table, paired_change
-from sdkd_plugin.report.figures import band_bars, error_spectra, fields
-from sdkd_plugin.spectral import GraphTransform
-from sdkd_plugin.spectral.basis import AbstractBasisTransform
+from sdkd_plugin.study.page import study_figures, study_page
 from sdkd_plugin.study.task import Arm, Task
 from sdkd_plugin.study.training import Training
 
@@ -67,9 +66,13 @@ class Result:
 
     def table(self) -> str:
         """Means ± deviations over seeds, and each arm against the first two and its base."""
+        return format_table(**self.columns())
+
+    def columns(self) -> dict[str, Any]:
+        """What `summary_table` shows of this study: rows, index and columns."""
         measure, rows = self.task.measure, self.rows.copy()
         index = ["setting", "model"] if len({arm.setting for arm in self.arms}) > 1 else ["model"]
-        bases = {name: dict.fromkeys(rows.model, name) for name in self._names()[:2]}
+        bases = {name: dict.fromkeys(rows.model, name) for name in self.names()[:2]}
         if own := {arm.name: arm.base for arm in self.arms if arm.base}:
             bases["its base"] = own
         for name, base_of in bases.items():
@@ -79,18 +82,23 @@ class Result:
         shown = dict.fromkeys([measure, *self.task.scores(self.task.test.y)])
         columns = {name: (HEADINGS.get(name, name), _style(rows[name])) for name in shown}
         columns |= {"parameters": ("parameters", ",.0f"), "milliseconds": ("ms", ".2f")}
-        return format_table(rows, index=index, columns=columns)
+        return {"rows": rows, "index": index, "columns": columns}
 
-    def _names(self, setting: str | None = None) -> list[str]:
+    def names(self, setting: str | None = None) -> list[str]:
+        """The arms of a setting, or of all, in the order of the table."""
         return list(dict.fromkeys(a.name for a in self.arms if setting in (None, a.setting)))
 
     def _compared(self, model: str, base: str, setting: str) -> str:
-        there = self._names(setting)
+        there = self.names(setting)
         later = base in there and model in there[there.index(base) + 1 :]
         return str(self.change(model, base, setting=setting)) if later else "-"
 
     def report(self) -> str:
         """The protocol in words, and the table."""
+        return f"{self.protocol()}\n\n{self.table()}\n"
+
+    def protocol(self) -> str:
+        """Data, splits, training and test in words."""
         task, recipe = self.task, self.trainings[0].recipe
         best = self.rows.groupby("model").validation.mean().idxmin()
         return (
@@ -100,7 +108,7 @@ class Result:
             f"samples in physical units. Every arm takes {recipe.steps} steps of batch "
             f"{recipe.batch_size} and keeps the best of {recipe.validations} validations. Best arm "
             f"on validation data: {best}. p: two-sided paired t-test over seeds. ms: one sample, "
-            f"comparable within this table.\n\n{self.table()}\n"
+            "comparable within this table."
         )
 
     def models(self, name: str, *, setting: str | None = None) -> list[nn.Module]:
@@ -108,42 +116,27 @@ class Result:
 
         A ValueError if there is no such arm in the setting, by default that of the first arm.
         """
-        names = self._names(setting := setting or self.arms[0].setting)
+        names = self.names(setting := setting or self.arms[0].setting)
         check_choice("name", name, names)
         training = [t for t in self.trainings if t.arm.setting == setting][names.index(name)]
         return [training.model(seed) for seed in range(self.rows.seed.nunique())]
 
     def figures(self) -> dict[str, Figure]:
-        """Pictures of the first arm's setting: errors by band and, for seed 0, spectra and fields.
+        """Pictures of the first arm's setting, by name; see `sdkd_plugin.study.page`."""
+        return study_figures(self)
 
-        ``bands``; ``spectra``, if the transform has coefficients; ``fields`` on a plane.
-        """
-        task, setting = self.task, self.arms[0].setting
-        means = self.rows[self.rows.setting.isin(["-", setting])].groupby("model", sort=False)
-        bands = [f"band_{i}" for i in range(task.bands.n_bands)]
-        figures = {"bands": band_bars({name: means[name].mean().to_dict() for name in bands})}
-        truth = task.physical(task.test.y)
-        models = {**self.teachers, **{name: self.models(name)[0] for name in self._names(setting)}}
-        forecasts = {k: task.physical(task.forecast(m.cpu(), task.test)) for k, m in models.items()}
-        transform = task.transform
-        if isinstance(transform, GraphTransform) and transform.method == "exact":
-            transform = transform.basis
-        if isinstance(transform, AbstractBasisTransform):
-            compared = {"truth": truth, **{name: f - truth for name, f in forecasts.items()}}
-            spectra = {name: transform.spectrum(field) for name, field in compared.items()}
-            figures["spectra"] = error_spectra(spectra, task.bands.edges)
-        if task.transform.domain_axes == (-2, -1):
-            first = {name: forecast[0] for name, forecast in forecasts.items()}
-            figures["fields"] = fields(truth[0], first, [0, len(truth[0]) - 1])
-        return figures
+    def page(self) -> str:
+        """Protocol, table and pictures as one self-contained HTML page."""
+        return study_page(self, self.figures())
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``table.md``, ``results.csv`` and the figures into a folder."""
+        """Write ``report.html``, ``table.md``, ``results.csv`` and the figures into a folder."""
+        figures = self.figures()
         texts = {"table.md": self.report(), "results.csv": self.rows.to_csv(index=False)}
-        for name, text in texts.items():
+        for name, text in {**texts, "report.html": study_page(self, figures)}.items():
             with atomic_path(Path(folder) / name) as path:
                 path.write_text(text, encoding="utf-8")
-        for name, figure in self.figures().items():
+        for name, figure in figures.items():
             with atomic_path(Path(folder) / f"{name}.png") as path:
                 figure.savefig(path, dpi=120)
 

@@ -79,6 +79,7 @@ class Task:
         labels_first: of a share of labelled samples, whether it is the first; else it is drawn.
         name: for rows and tables.
         source: where the data come from, for tables.
+        positions: of the nodes of a graph, for maps: east and north, in one unit.
 
     Raises:
         ValueError: if lengths differ, or inputs or observed labels are NaN or Inf.
@@ -100,6 +101,7 @@ class Task:
     labels_first: bool = False
     name: str = "task"
     source: str = "tensors"
+    positions: Float[Tensor, "nodes 2"] | None = None
 
     def __post_init__(self) -> None:
         for name, part in zip(PARTS, (self.train, self.validation, self.test), strict=True):

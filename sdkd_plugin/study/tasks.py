@@ -187,6 +187,7 @@ def traffic_task(data: Source | TrafficData, *, frames: Frames = (12, 12)) -> Ta
         labels_first=True,
         name="traffic",
         source=f"{data.source}, miles an hour",
+        positions=data.positions,
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path, check_writable
 from sdkd_plugin.distiller import SDKDDistiller
+from sdkd_plugin.loss import DistillationTerms
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.report import environment
 from sdkd_plugin.report.records import fingerprint
@@ -74,6 +76,11 @@ class Training:
             names = {"setting": self.arm.setting, "model": self.arm.name, "seed": seed}
             return {**names, "protocol": self.protocol, **json.loads(kept.metadata()["row"])}
 
+    def history(self, seed: int) -> dict[str, list[float]]:
+        """Step, validation error and the weights of bands and teachers, at each validation."""
+        with safe_open(self.path(seed), "pt") as kept:
+            return json.loads(kept.metadata().get("history", "{}"))
+
     def model(self, seed: int) -> nn.Module:
         """A trained model, in eval mode on the CPU."""
         model = made(self.make).eval()
@@ -83,10 +90,11 @@ class Training:
     def run(self, seed: int) -> None:
         """Train, score and keep one model; a RuntimeError if no validation error is finite."""
         task, start = self.task, time.perf_counter()
+        check_writable(self.path(seed))
         with torch.random.fork_rng():
             model = made(self.make, seed).to(self.device)
             torch.manual_seed(seed)
-            columns = self._fit(model, seed)
+            columns, history = self._fit(model, seed)
         if math.isinf(columns["validation"]):
             raise RuntimeError(
                 f"{task.name}: {self.arm.name}, seed {seed} diverged, no validation error is "
@@ -97,10 +105,10 @@ class Training:
         # neuraloperator adds its metadata, no tensor, to the state.
         state = {k: v.contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
         with atomic_path(self.path(seed)) as path:
-            save_file(state, path, {"row": json.dumps(row)})
+            save_file(state, path, {"row": json.dumps(row), "history": json.dumps(history)})
 
-    def _fit(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Train a model and leave it with its best weights."""
+    def _fit(self, model: nn.Module, seed: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Train a model and leave it with its best weights; columns of its row, and its history."""
         recipe, task, arm, truth = self.recipe, self.task, self.arm, self.task.validation
         labelled = task.labelled(arm.labels, seed)
         rows = labelled.nonzero()[:, 0] if arm.alone else torch.arange(len(task.train))
@@ -112,10 +120,12 @@ class Training:
         complete = task.train.mask is None and bool(labelled[rows].all())
         marks = [i * recipe.steps // recipe.validations for i in range(1, recipe.validations + 1)]
         least, best, taken, candidates = math.inf, model.state_dict(), 0, 0
+        history = defaultdict[str, list[float]](list)
         for index in islice(order, recipe.steps):
             trained.train()
             optimizer.zero_grad()
-            self._loss(trained, index, None if complete else labelled[index]).backward()
+            terms = self._loss(trained, index, None if complete else labelled[index])
+            terms.total.backward()
             if recipe.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
@@ -125,10 +135,17 @@ class Training:
                 candidates += 1
                 forecast = task.forecast(model, truth, self.device)
                 error = float(masked_error(forecast, truth.y, truth.mask, task.task_loss))
+                weights = {k: float(v) for k, v in terms.scalars().items() if "weight" in k}
+                for name, value in {
+                    "step": float(taken),
+                    "validation error": error,
+                    **weights,
+                }.items():
+                    history[name].append(value)
                 if error < least:
                     least, best = error, copy.deepcopy(model.state_dict())
         model.load_state_dict(best)
-        return {"validation": least, "steps": taken, "candidates": candidates}
+        return {"validation": least, "steps": taken, "candidates": candidates}, history
 
     def _distiller(self, model: nn.Module) -> SDKDDistiller:
         task = self.task
@@ -139,7 +156,7 @@ class Training:
         options |= {"check_finite": False, **self.arm.options}
         return SDKDDistiller(self.teachers, model, **options).to(self.device)
 
-    def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> Tensor:
+    def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> DistillationTerms:
         """Of a batch, with the flags of its labelled samples unless all of them are."""
         batch, mask = self.task.train.select(index, self.device), None
         inputs = {**self.task.shared, **batch.inputs}
@@ -148,11 +165,11 @@ class Training:
             mask = mask if batch.mask is None else mask & batch.mask
         if not isinstance(model, SDKDDistiller):
             forecast = model(batch.x, **accepted_inputs(model, inputs))
-            return masked_error(forecast, batch.y, mask, self.task.task_loss)
+            return DistillationTerms(masked_error(forecast, batch.y, mask, self.task.task_loss))
         outputs = None
         if not self.arm.options.get("augmentation"):
             outputs = [each.select(index).to(self.device) for each in self.outputs]
-        return model.step(batch.x, batch.y, mask, outputs=outputs, **inputs).total
+        return model.step(batch.x, batch.y, mask, outputs=outputs, **inputs)
 
 
 def _batches(indices: Tensor, size: int, seed: int) -> Iterator[Tensor]:
