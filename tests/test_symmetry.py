@@ -1,4 +1,4 @@
-"""Symmetries: the solver commutes with them, groups are closed, a sample's tensors stay together."""
+"""Symmetries: the solver commutes with them, groups are closed, a sample stays together."""
 
 import pytest
 import torch

@@ -65,8 +65,9 @@ class Symmetry:
         Args:
             *values: of shape ``(batch, ..., *grid)``. One whose grid has a single point is left.
         """
-        grids = {value.shape[-self.axes :] for value in values}
-        (grid,) = grids - {(1,) * self.axes} or {(1,) * self.axes}
+        grids = {tuple(value.shape[-self.axes :]) for value in values}
+        single = {(1,) * self.axes}
+        (grid,) = grids - single or single
         group = self.elements(grid)
         drawn = group[torch.randint(len(group), (len(values[0]),), generator=self.generator)]
         return [_applied(drawn, value, self.axes) for value in values]
