@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin._version import __version__
-from sdkd_plugin.data.store import atomic_path
 
 
 def environment(device: torch.device) -> dict[str, Any]:

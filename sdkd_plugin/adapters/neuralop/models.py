@@ -12,7 +12,7 @@ from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin.adapters.neuralop._host import load_plain
+from sdkd_plugin._plain import load_plain
 from sdkd_plugin.models import MLPMixer, ResNet, SimVP, STAlterNet, UNet
 from sdkd_plugin.models.registry import register_host
 
