@@ -42,7 +42,6 @@ _PARTS: dict[str, Any] = {
     "training": {},
     "distillation": {},
     "export": {},
-    "benchmark": {},
     "model": None,
     "out": None,
     "jobs": 1,
@@ -230,10 +229,7 @@ def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
         task: whose shapes it must have.
     """
     if not isinstance(given, dict):
-        for host in ("neuralop", "tsl") if has_model(given) else ():
-            if read_yaml(Path(given, "card.yaml")).get("model", "").startswith(host):
-                _import_host(f"{host}.")
-        model, card = load_model(given)
+        model, card = saved(given)
         ours = card_of(task, card.model, {})
         try:
             replace(card, data={}).check_fits(replace(ours, data={}))
@@ -249,6 +245,13 @@ def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
     except RuntimeError as error:
         raise ValueError(f"{given['path']} does not hold a {name}: {error}") from error
     return model.eval(), str(given["path"])
+
+
+def saved(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
+    """A model folder's model and card; imports the adapter of its host."""
+    if has_model(folder):
+        _import_host(str(read_yaml(Path(folder, "card.yaml")).get("model", "")))
+    return load_model(folder)
 
 
 class InTaskUnits(nn.Module):

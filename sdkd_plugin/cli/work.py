@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 
 from sdkd_plugin._checks import check_choice
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.cli import settings as described
 from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin.export import export_model, quantize_onnx
 from sdkd_plugin.model_folder import save_model
 from sdkd_plugin.report import check_folder, choose_device, parameter_count
-from sdkd_plugin.study import Arm, Result, standard_arms, study
+from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
 
 Found = dict[str, Any]
 STUDENT = "student"
@@ -112,7 +114,38 @@ def evaluate(source: str, overrides: Sequence[str]) -> Found:
 
 def export(source: str, overrides: Sequence[str]) -> Found:
     """A file of the student that runs without this package, and its error against the student."""
-    raise NotImplementedError
+    settings = described.read_settings(source, overrides)
+    options = {"format": "onnx", "int8": False, **settings["export"]}
+    for option in options:
+        check_choice("an option of export", option, ["format", "int8"])
+    check_choice("export.format", options["format"], ["onnx", "pt2"])
+    if options["int8"] and options["format"] != "onnx":
+        raise ValueError("export.int8 is true, expected export.format=onnx with it.")
+    task, folder = described.make_task(settings), _student(settings)
+    model, card = described.saved(folder)
+    (x_scale, x_offset), (y_scale, y_offset) = (
+        [torch.tensor(card.units[side][part]) for part in ("scale", "offset")]
+        for side in ("input", "output")
+    )
+
+    def physical(part: Samples) -> list[dict[str, Any]]:
+        batches = task.batches(part.select(slice(200)))
+        return [{**batch, "x": x_scale * batch["x"] + x_offset} for batch in batches]
+
+    file = Path(settings["out"], f"student.{options['format']}")
+    samples = physical(task.train)
+    error = export_model(
+        model, samples[0], file, x_units=(x_scale, x_offset), y_units=(y_scale, y_offset)
+    )
+    text = f"{file}: {file.stat().st_size:,} bytes; its forecasts differ from the student's by at "
+    found: Found = {"file": str(file), "bytes": file.stat().st_size, "error": error}
+    text += f"most {error:.1e} (relative L2). Inputs and forecasts are in physical units."
+    if options["int8"]:
+        small = file.with_suffix(".int8.onnx")
+        int8 = quantize_onnx(file, small, samples, physical(task.validation))
+        found |= {"int8_file": str(small), "int8_bytes": int8.bytes_after, "int8_error": int8.error}
+        text += f"\n{small}: {int8.bytes_after:,} bytes; differs by {int8.error:.1%} on validation."
+    return {**found, "text": text}
 
 
 def report(source: str, overrides: Sequence[str]) -> Found:
