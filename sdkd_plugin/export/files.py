@@ -133,8 +133,11 @@ def export_model(
     given = {"x": given.pop("x")} | accepted_inputs(model, given)
     reference = _InUnits(copy.deepcopy(model).cpu().eval().requires_grad_(False), x_units, y_units)
     batched = {name: value for name, value in given.items() if name not in shared}
-    # An axis of length 1 in the example would be taken for a constant.
+    # Axes shorter than 2 in the example would be taken for constants.
     two = {name: torch.cat([value, value])[: max(2, len(value))] for name, value in batched.items()}
+    for name in given.keys() - two.keys():
+        more = given[name].new_zeros(*given[name].shape[:-1], max(0, 2 - given[name].shape[-1]))
+        two[name] = torch.cat([given[name], more], dim=-1)
     traced = _traced(reference, given | two, shared)
     with atomic_path(path) as temporary:
         if temporary.suffix == ".onnx":

@@ -68,7 +68,8 @@ def fingerprint(value: Any) -> str:
     if isinstance(value, nn.Module):
         value = [repr(value), value.state_dict()]
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().flatten()
+        # A copy, because a single value may have a stride of 0, of which no bytes can be seen.
+        flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
         data = f"{value.dtype}{tuple(value.shape)}".encode() + flat.view(torch.uint8).numpy().data
     elif isinstance(value, Mapping):
         return fingerprint(list(value.items()))
