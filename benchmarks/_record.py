@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.report import append_rows, environment
 
 __all__ = ["RESULTS", "append_rows", "environment", "write_record"]

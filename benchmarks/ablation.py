@@ -124,7 +124,7 @@ def systems(full: bool) -> dict[str, System]:
     n = 2 if full else 1
     grid: Options = {"resolution": 32 * n, "solver_resolution": 256 if full else 64}
     # The smaller number is what the smaller solver's grid resolves.
-    convection: Options = {"rayleigh": 1e6 if full else 1e5, "resolution": (32 * n, 16 * n)}
+    convection: Options = {"rayleigh": 1e6 if full else 1e5, "resolution": (32 * n, 24 * n)}
     convection["solver_resolution"] = (64 * n, 32 * n)
     sizes: Options = {} if full else {"patch_size": 12, "hops": 2}
     graph: Options = {"input_size": 1, "exog_size": 2, "window": 12, "horizon": 12}

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sdkd_plugin import __version__
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.data.navier_stokes import gaussian_random_field
-from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.data.vorticity import Scheme, scheme_times, solve
 
 RESULTS = Path(__file__).parent / "results" / "navier_stokes_convergence.csv"

@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from sdkd_plugin.adapters import tsl as sdkd  # first: it makes tsl importable
 from sdkd_plugin.adapters.tsl.experiment import Experiment
+from sdkd_plugin.model_folder import has_model, load_model, save_model
 from sdkd_plugin.report import command_line_errors, format_table, parameter_count
 
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset, preprocessing  # isort: skip
@@ -28,8 +29,8 @@ STAGES = {"teacher": [], "student": [ALONE], "distill": [PLAIN, SDKD], "all": [A
 ERRORS = {"mae": None, "mae_15": 2, "mae_30": 5, "mae_60": 11}  # at steps of five minutes
 
 
-def windows_of(cfg: DictConfig) -> tuple[SpatioTemporalDataModule, sdkd.DataCard]:
-    """The readings in windows, split in time and scaled, and what a model must know of them."""
+def windows_of(cfg: DictConfig) -> tuple[SpatioTemporalDataModule, Any, list[Any]]:
+    """The readings in windows, split in time and scaled, and the sensors' ids."""
     dataset = sdkd.get_dataset(cfg.dataset.name, cfg.dataset.get("options"))
     print(f"Traffic: {dataset.name}")
     split = dataset.get_splitter(**cfg.dataset.splitting)
@@ -45,7 +46,7 @@ def windows_of(cfg: DictConfig) -> tuple[SpatioTemporalDataModule, sdkd.DataCard
     sdkd.number_windows(windows)  # so that the teacher can forecast all of them ahead
     module = SpatioTemporalDataModule(windows, scaler, splitter=split, batch_size=cfg.batch_size)
     module.setup()
-    return module, sdkd.DataCard.of(windows, dataset.nodes)
+    return module, windows, list(dataset.nodes)
 
 
 def predictor_options(training: Any) -> dict[str, Any]:
@@ -79,17 +80,16 @@ def run_traffic(cfg: DictConfig) -> None:
     sdkd.refuse_targets(plain)
     if cfg.stage not in STAGES:
         raise ValueError(f"`stage` is {cfg.stage!r}, expected one of {list(STAGES)}.")
-    module, data = windows_of(cfg)
-    graph = module.torch_dataset.edge_index, module.torch_dataset.edge_weight, len(data.node_ids)
-    sizes = {"window": cfg.window, "horizon": cfg.horizon, "n_nodes": graph[2]}
-    sizes |= {"input_size": 1, "output_size": 1, "exog_size": data.covariates}
-    models = plain["teacher"]["model"], plain["model"]
-    of_teacher, of_student = (sdkd.ModelCard(m["name"], sizes, m["hparams"], data) for m in models)
+    module, windows, ids = windows_of(cfg)
+    graph = windows.edge_index, windows.edge_weight, len(ids)
+    pair = plain["teacher"]["model"], plain["model"]
+    cards = [sdkd.model_card(m["name"], m["hparams"], windows, ids) for m in pair]
+    of_teacher, of_student = cards
     key = repr([plain[each] for each in ("dataset", "teacher", "window", "horizon", "seed")])
     kept = f"{cfg.teacher.library}/{cfg.dataset.name}-{zlib.crc32(key.encode()):08x}"
     folder = cfg.sdkd.distill.teacher or kept
-    found = cfg.sdkd.distill.teacher or sdkd.has_forecaster(folder)
-    teacher = sdkd.load_forecaster(folder, data)[0] if found else of_teacher.make()
+    found = cfg.sdkd.distill.teacher or has_model(folder)
+    teacher = load_model(folder, of_teacher)[0] if found else of_teacher.make()
     _ = of_student.make(), sdkd.loss_from_config(cfg.sdkd.distill, teacher, *graph)
     options, rows = predictor_options(plain), []  # what is wrong so far is refused before training
     if cfg.stage != "student":
@@ -97,7 +97,7 @@ def run_traffic(cfg: DictConfig) -> None:
         predictor = sdkd.PlainPredictor(model=teacher, **predictor_options(plain["teacher"]))
         rows.append(train(cfg, "teacher", 0 if found else cfg.teacher.epochs, predictor, module))
         if not found:
-            sdkd.save_forecaster(folder, teacher, of_teacher)
+            save_model(folder, teacher, of_teacher)
     for name in STAGES[cfg.stage]:
         pl.seed_everything(cfg.seed, verbose=False)
         student = of_student.make()
@@ -110,7 +110,7 @@ def run_traffic(cfg: DictConfig) -> None:
             predictor = sdkd.DistillationPredictor(loss, model=student, **options)
             predictor.precompute(module)
         rows.append(train(cfg, name, cfg.epochs, predictor, module))
-        sdkd.save_forecaster(Path(cfg.run.dir, name.replace(" ", "_")), student, of_student)
+        save_model(Path(cfg.run.dir, name.replace(" ", "_")), student, of_student)
     columns = {f"test_{name}": (name.upper().replace("_", " "), ".3f") for name in ERRORS}
     columns["parameters"] = ("parameters", ",.0f")
     print(format_table(pd.DataFrame(rows), index=["model"], columns=columns))

@@ -1,5 +1,6 @@
 """Taps: the places in a model whose activations can be distilled, and how they are read."""
 
+import weakref
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, cast
@@ -71,7 +72,7 @@ class TapReader:
             return
         for name, path in self._paths.items():
             module = self._model.get_submodule(path)
-            self.handles.append(module.register_forward_hook(self._hook(name)))
+            self.handles.append(module.register_forward_hook(self._hook(name, module)))
 
     def detach(self) -> None:
         """Stop reading. Activations that were read stay."""
@@ -98,9 +99,13 @@ class TapReader:
                 raise ValueError(f"{tap} gives a {kind}, expected a tensor: tap a module inside.")
         return activations
 
-    def _hook(self, name: str) -> Any:
-        # A function, which a copy of the model shares; a method would be copied with this reader.
+    def _hook(self, name: str, module: nn.Module) -> Any:
+        tapped, mine = weakref.ref(module), weakref.ref(self)
+
+        # A copy of the model has the same function among its hooks, and must not write here.
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._activations[name] = output
+            reader = mine()
+            if reader is not None and module is tapped():
+                reader._activations[name] = output
 
         return keep

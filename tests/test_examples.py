@@ -43,7 +43,9 @@ def test_from_data_to_pictures(example, monkeypatch, capsys):
         "bands.png",
         "fields.png",
         "spectra.png",
+        "training.png",
     }
+    assert "SDKD" in Path("run/report.html").read_text()
 
 
 @pytest.mark.parametrize(

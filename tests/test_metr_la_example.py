@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
-from sdkd_plugin.adapters.tsl import load_forecaster
+from sdkd_plugin.model_folder import load_model
 from sdkd_plugin.report import parameter_count
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -81,9 +81,9 @@ def test_a_teacher_is_kept_found_and_used_again(run, csv):
     printed, again = run(*data, "stage=distill")
     assert f"Teacher: found in {folder}" in printed
     assert again == {name: first[name] for name in ("teacher", PLAIN, SDKD)}
-    student, card = load_forecaster("run/SDKD")
-    assert card.data.node_ids == tuple("abcdef")
-    assert parameter_count(student) < parameter_count(load_forecaster(folder)[0])
+    student, card = load_model("run/SDKD")
+    assert card.data["node_ids"] == list("abcdef")
+    assert parameter_count(student) < parameter_count(load_model(folder)[0])
     # Other settings of the teacher are another teacher, unless its folder is given.
     other = [*data, "seed=1", "stage=teacher"]
     assert run(*other)[1]["teacher"] != first["teacher"]
@@ -96,14 +96,14 @@ def test_a_teacher_of_other_data_is_refused_in_one_line(run, csv, capsys):
     run(*data, "stage=teacher")
     (folder,) = Path("runs/metr_la/teachers").iterdir()
     for overrides, message in (
-        (csv("abcxef"), r"has node_ids[3] 'd', the data 'x': train another teacher"),
-        ([*data, "window=6"], r"has window 12, the data 6: train another teacher"),
+        (csv("abcxef"), r"has data.node_ids[3] 'd', the data 'x': train one for these data"),
+        ([*data, "window=6"], r"has data.window 12, the data 6: train one for these data"),
     ):
         with pytest.raises(SystemExit) as end:
             run(*overrides, f"sdkd.distill.teacher={folder}")
         assert end.value.code == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith(f"metr_la.py: error: the forecaster in {folder}")
+        assert line.startswith(f"metr_la.py: error: the model in {folder}")
         assert message in line
     # A student alone needs none.
     assert list(run(*csv("abcyef"), "stage=student")[1]) == [ALONE]
@@ -121,7 +121,7 @@ def test_each_way_to_distil_trains_and_is_logged(distill, run, csv):
 def test_tsls_own_models_are_students_too(run, csv):
     small = ["model=grugcn", "optimizer=adam", "stage=distill"]
     assert np.isfinite(run(*csv(), *small)[1][SDKD]).all()
-    network, _ = load_forecaster("run/SDKD")
+    network, _ = load_model("run/SDKD")
     assert type(network).__name__ == "GRUGCNModel"
 
 
@@ -138,7 +138,7 @@ def test_tsls_own_models_are_students_too(run, csv):
         (["teacher.lr_scheduler.name=Cosine"], "`lr_scheduler.name` is 'Cosine', expected one of"),
         (["sdkd.distill.weighting=adaptiv"], "`weighting` is 'adaptiv', expected one of"),
         (["+sdkd.distill.weight=1"], "`an option of sdkd.distill` is 'weight'"),
-        (["sdkd.distill.teacher=nowhere"], "nowhere holds no forecaster"),
+        (["sdkd.distill.teacher=nowhere"], "nowhere holds no card.yaml"),
         (["+model._target_=marker.leave"], "`config.model._target_` is 'marker.leave', expected"),
     ],
 )
@@ -183,4 +183,4 @@ def test_the_command_line_without_data(tmp_path):
     assert "Traffic: simulated traffic" in ended.stdout
     assert "| student alone |" in ended.stdout
     (folder,) = (tmp_path / "runs/metr_la/simulator").iterdir()
-    assert (folder / "student_alone/forecaster.safetensors").is_file()
+    assert (folder / "student_alone/card.yaml").is_file()

@@ -240,5 +240,5 @@ def test_damaged_files_are_named(folder):
     file = folder / "nsforcing_train_8.pt"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"nsforcing_train_8.pt is damaged"):
+    with pytest.raises(ValueError, match=r"nsforcing_train_8.pt cannot be read"):
         load_navier_stokes(folder, **SIZES)

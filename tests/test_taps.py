@@ -1,5 +1,7 @@
 """Taps: looking up a place in a model, and reading its activation."""
 
+import copy
+
 import pytest
 import torch
 from small import one_process  # noqa: F401  # a fixture
@@ -93,3 +95,12 @@ def test_activations_that_are_not_there_or_no_tensor(model: Encoded):
             model(ONES, sideways=sideways)
         with pytest.raises(ValueError, match=message):
             taps.read()
+
+
+def test_a_copy_of_a_tapped_model_does_not_write_into_the_originals_taps():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    with TapReader(model, ["0"]) as taps:
+        copied = copy.deepcopy(model)
+        expected = model(torch.ones(1, 2))
+        copied(torch.zeros(5, 2))
+    assert torch.equal(taps.read()["0"].relu(), expected)

@@ -92,7 +92,8 @@ def test_a_bomb_is_refused_before_it_is_read(kind, tmp_path, monkeypatch):
                 bomb.writestr(name, bytes(2**20) if name.endswith("data/0") else content)
     else:
         torch.save(torch.zeros(1).expand(2**10, 2**10, 2**10, 2**10), file)
-    with pytest.raises(ValueError, match=rf"{file.name} cannot .* declares \d+ bytes in a file of"):
+    said = r"declares \d+ bytes in a file of|is compressed|that is expanded"
+    with pytest.raises(ValueError, match=rf"{file.name} cannot .* ({said})"):
         read_trajectories(file)
 
 

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_choice, check_positive_int, check_shape
+from sdkd_plugin._files import locked
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.cache import files
 from sdkd_plugin.cache.chunks import chunk_of, run
@@ -115,7 +116,7 @@ def _on_disk(
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock.touch()
-    with files.locked(lock):
+    with locked(lock):
         writer = _Writer(folder, key, rank, ranks)
         seen: set[int] = set()
         start = n_chunks = 0
@@ -174,7 +175,7 @@ def _rank() -> tuple[int, int]:
 
 
 def _taken(lock: Path) -> bool:
-    with files.locked(lock, wait=False) as free:
+    with locked(lock, wait=False) as free:
         return not free
 
 
@@ -257,7 +258,7 @@ def _repaired(part: Part, folder: Path) -> Part:
 
 def _publish(folder: Path, n_chunks: int) -> set[int]:
     """Write the manifest if all chunks are there; returns those that are missing."""
-    with files.locked(folder / ".manifest.lock"):
+    with locked(folder / ".manifest.lock"):
         parts = [part for n in files.part_numbers(folder) if (part := Part(folder, n)).records]
         chunks = {record["chunk"] for part in parts for record in part.records}
         if beyond := chunks - set(range(n_chunks)):

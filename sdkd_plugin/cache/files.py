@@ -8,7 +8,6 @@ as a whole; without it there is no cache. Nothing in these files is executed.
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from sdkd_plugin._files import atomic_path
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -116,28 +117,8 @@ def read_manifest(folder: Path) -> list[Any] | None:
 
 def write_manifest(folder: Path, parts: list[dict[str, Any]]) -> None:
     """Make the cache visible, or replace its manifest; readers see the old one or the new one."""
-    from sdkd_plugin.data.store import atomic_path  # its package loads pandas and h5py
-
-    for stale in folder.glob(".manifest.*.json"):  # of killed builders
-        stale.unlink()
     with atomic_path(folder / "manifest.json") as temporary:
         temporary.write_bytes(line(parts))
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that ends with its process; False if it is taken and ``wait`` is False."""
-    import fcntl  # building needs a POSIX system, reading does not
-
-    handle, held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            held = False
-        yield held
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -1,9 +1,6 @@
 """What the readers share: which files there are, their errors, their size, and their times."""
 
 import os
-import pickle
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +10,10 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
+from sdkd_plugin._plain import UNREADABLE
+
 PathLike: TypeAlias = str | os.PathLike[str]
 
-# What the libraries raise for a file that is cut off or of another format.
-_UNREADABLE = (
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _SMALL = 256 * 2**20
 _MOST_EXPANSION = 100
 
@@ -37,7 +23,9 @@ def reading(source: PathLike, what: str) -> Iterator[None]:
     """Turn what a library raises for a damaged file into a ValueError that names the file."""
     try:
         yield
-    except _UNREADABLE as error:
+    except (*UNREADABLE, SafetensorError) as error:
+        if str(error).startswith(str(source)):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{source} cannot be read as {what}: {reason.rstrip('.')}. Fetch it again if it is "

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
-import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from sdkd_plugin._files import atomic_path as atomic_path
+from sdkd_plugin._files import check_writable
 
 FORMAT_VERSION = 1
 """Part of every key: raise it when the files' layout changes, and old files are left alone."""
@@ -37,47 +38,6 @@ def parameters_key(parameters: Mapping[str, object]) -> str:
     return hashlib.sha256(_canonical_json(versioned).encode()).hexdigest()
 
 
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path with the suffix of ``path``, moved over ``path`` once the block succeeds.
-
-    Readers see the old file or the whole new one. On any exception, Ctrl-C included, the temporary
-    file is removed and ``path`` is left as it was. Folders are created.
-
-    Raises:
-        FileNotFoundError: if the block ends without having written the file.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "table.csv"
-        >>> with atomic_path(target) as temporary:
-        ...     _ = temporary.write_text("a,b")
-        >>> target.read_text()
-        'a,b'
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the target's own folder, because a rename is atomic within one file system only.
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
-    try:
-        temporary.touch()
-        permissions = temporary.stat().st_mode
-        temporary.unlink()
-        yield temporary
-        if not temporary.is_file():
-            raise FileNotFoundError(
-                f"nothing was written to the temporary file for {target}; write to the path that "
-                "`atomic_path` yields."
-            )
-        temporary.chmod(permissions)  # safetensors makes files that only their owner may read
-        # Before the name points at it, or a power cut could leave an empty file of that name.
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save(path: Path, array: Tensor, parameters: Mapping[str, object]) -> None:
     stored = array.contiguous()
     metadata = {
@@ -96,8 +56,8 @@ def _load(path: Path, parameters: Mapping[str, object]) -> Tensor:
             array: Tensor = opened.get_tensor(_ARRAY)
     except SafetensorError as error:
         raise _unusable(path, f"is truncated or damaged ({error})", "safetensors") from error
-    if metadata.get("key") != parameters_key(parameters):
-        found, expected = metadata.get("parameters"), _canonical_json(dict(parameters))
+    found, expected = metadata.get("parameters"), _canonical_json(dict(parameters))
+    if (metadata.get("key"), found) != (parameters_key(parameters), expected):
         raise _unusable(path, f"was computed from the parameters {found}", expected)
     if (checksum := _checksum(array)) != metadata.get("sha256"):
         raise _unusable(path, f"has SHA-256 {checksum}", f"the recorded {metadata.get('sha256')}")
@@ -124,16 +84,25 @@ def load_or_compute(
     path = where / f"{stem}-{parameters_key(parameters)[:16]}.safetensors"
     if path.exists():
         return _load(path, parameters)
+    try:
+        check_writable(path)  # before hours of computing
+    except OSError as error:
+        _warn_unkept(error)
+        return compute().detach().cpu()
     array = compute().detach().cpu()
     try:
         _save(path, array, parameters)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(
-            f"{path} cannot be kept and will be computed again next time: {error}. Free space, or "
-            "name a folder that can be written, by the argument or by $SDKD_CACHE.",
-            stacklevel=3,
-        )
+    except OSError as error:
+        _warn_unkept(error)
     return array
+
+
+def _warn_unkept(error: OSError) -> None:
+    warnings.warn(
+        f"an array is not kept and will be computed again next time: {error}. The folder is an "
+        "argument, or $SDKD_CACHE.",
+        stacklevel=4,
+    )
 
 
 def _canonical_json(value: Mapping[str, object]) -> str:

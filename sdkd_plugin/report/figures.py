@@ -46,12 +46,17 @@ def fields(
     return figure
 
 
-def error_spectra(spectra: Mapping[str, Spectrum], edges: Sequence[float]) -> Figure:
-    """Energy of errors in 32 equal bins of the frequency, with the edges of the bands.
+def error_spectra(
+    spectra: Mapping[str, Spectrum],
+    edges: Sequence[float],
+    label: str = "energy of the error",
+) -> Figure:
+    """Energy in 32 equal bins of the frequency, with the edges of the bands.
 
     Args:
         spectra: by name; one named ``truth`` is drawn dashed.
         edges: of the bands.
+        label: what has the energy; roll-outs themselves or errors.
     """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axis, bins, lowest = figure.subplots(), np.linspace(0, 1, 33), np.inf
@@ -67,7 +72,7 @@ def error_spectra(spectra: Mapping[str, Spectrum], edges: Sequence[float]) -> Fi
     for edge in edges:
         axis.axvline(edge, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("frequency (0: mean, 1: highest of the domain)")
-    axis.set_ylabel("energy of the error")
+    axis.set_ylabel(label)
     axis.legend(fontsize=8)
     return figure
 
@@ -124,7 +129,7 @@ def sensor_series(
 
 
 def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Numbers over training, a panel for each of them, a line a model.
+    """Numbers over training or a roll-out, a panel for each of them, a line a model.
 
     Args:
         histories: by name of the model: equally long sequences by name, one of them ``step``.

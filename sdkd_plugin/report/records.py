@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin._version import __version__
-from sdkd_plugin.data.store import atomic_path
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def fingerprint(value: Any) -> str:
     if isinstance(value, nn.Module):
         value = [repr(value), value.state_dict()]
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().flatten()
+        # A copy, because a single value may have a stride of 0, of which no bytes can be seen.
+        flat = value.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
         data = f"{value.dtype}{tuple(value.shape)}".encode() + flat.view(torch.uint8).numpy().data
     elif isinstance(value, Mapping):
         return fingerprint(list(value.items()))

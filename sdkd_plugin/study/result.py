@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path
 from sdkd_plugin.report import Change, format_table, paired_change
 from sdkd_plugin.study.page import study_figures, study_page
 from sdkd_plugin.study.task import Arm, Task

@@ -72,6 +72,8 @@ class Task:
         task_loss: of training and validation, as for `SDKDDistiller`.
         scale: of physical units; scores are those of ``scale * value + offset``.
         offset: of physical units.
+        units: scale and offset of ``input`` and ``output`` in physical units, where they are not
+            those of the scores.
         at: time steps, from 0 along axis 1, that get an MAE of their own, by name.
         extra_scores: further scores of a forecast and the test samples, both in physical units.
         measure: the score that arms are compared by.
@@ -94,6 +96,7 @@ class Task:
     task_loss: TaskLossName | TaskLoss = "mse"
     scale: float | Tensor = 1.0
     offset: float | Tensor = 0.0
+    units: Mapping[str, tuple[float | Tensor, float | Tensor]] = field(default_factory=dict)
     at: Mapping[str, int] = field(default_factory=dict)
     extra_scores: Callable[[Tensor, Samples], Mapping[str, float]] | None = None
     measure: str = "mse"

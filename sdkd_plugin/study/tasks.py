@@ -200,12 +200,15 @@ def _grid_task(parts: Sequence[Fields], frames: Frames, boundary: Boundary, **op
     for name, part in zip(PARTS, parts, strict=True):
         normal = ((part - mean) / deviation)[:, : sum(frames)]
         split[name] = Samples(*(x.flatten(1, 2) for x in normal.split(list(frames), 1)))
-    scale, offset = (x[0].repeat(frames[1], 1, 1, 1).flatten(0, 1) for x in (deviation, mean))
+    units: dict[str, Any] = {}
+    for side, n in zip(("input", "output"), frames, strict=True):
+        units[side] = tuple(x[0].repeat(n, 1, 1, 1).flatten(0, 1) for x in (deviation, mean))
+    scale, offset = units["output"]
     return Task(
         transform=GridTransform(seen.shape[-2:], boundary),
         bands=BANDS,
         baselines={"persistence": partial(_repeat_last, seen.shape[2])},
-        **{"scale": scale, "offset": offset, **split, **options},
+        **{"scale": scale, "offset": offset, "units": units, **split, **options},
     )
 
 

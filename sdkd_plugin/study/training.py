@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdkd_plugin.data.store import atomic_path
+from sdkd_plugin._files import atomic_path, check_writable
 from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.loss import DistillationTerms
 from sdkd_plugin.losses.task import masked_error
@@ -92,6 +92,7 @@ class Training:
     def run(self, seed: int) -> None:
         """Train, score and keep one model; a RuntimeError if no validation error is finite."""
         task, start = self.task, time.perf_counter()
+        check_writable(self.path(seed))
         with torch.random.fork_rng():
             model = made(self.make, seed).to(self.device)
             torch.manual_seed(seed)

@@ -6,11 +6,11 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
 from zencfg import ConfigBase
 from zencfg.bunch import Bunch
 
 from sdkd_plugin._checks import check_choice
+from sdkd_plugin._plain import read_yaml
 from sdkd_plugin.adapters.neuralop.models import NETWORKS
 
 
@@ -73,7 +73,7 @@ def read_config(source: str | os.PathLike[str]) -> Bunch:
         check_choice("source", str(source), CONFIGS)
         fields = CONFIGS[str(source)].model_fields.items()
         return Bunch({"model": {name: f.default for name, f in fields if not f.is_required()}})
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or "model_arch" not in model:
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sdkd_plugin._checks import check_choice, check_finite, check_sizes, shown
-from sdkd_plugin.adapters.neuralop._host import load_plain
+from sdkd_plugin._plain import load_plain
 from sdkd_plugin.data import read_trajectories
 
 Encoding: TypeAlias = Literal["channel-wise", "pixel-wise"]

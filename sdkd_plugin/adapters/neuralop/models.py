@@ -12,8 +12,9 @@ from neuralop.models.base_model import BaseModel
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin.adapters.neuralop._host import load_plain
+from sdkd_plugin._plain import load_plain
 from sdkd_plugin.models import MLPMixer, ResNet, SimVP, STAlterNet, UNet
+from sdkd_plugin.models.registry import register_host
 
 VERSION = "1"  # of the layers: raise it when weights saved before would mean something else
 
@@ -142,5 +143,13 @@ def _check_metadata(metadata: Mapping[str, Any], name: str) -> None:
         )
 
 
+def get_model_class(name: str) -> type[nn.Module]:
+    """The neuraloperator model of a registered name, such as ``fno``; a ValueError lists them."""
+    check_choice("model", name, BaseModel._models)
+    return cast(type[nn.Module], BaseModel._models[name])
+
+
 REGISTERED = {name: register(name, network) for name, network in NETWORKS.items()}
 """The registered classes by name."""
+
+register_host("neuralop", get_model_class)

@@ -1,14 +1,19 @@
 """What neuraloperator's ``Trainer`` does not save, so that a resumed run is the very same run."""
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from neuralop import Trainer
 from torch import distributed as dist
 
+from sdkd_plugin._files import atomic_files, check_files
 from sdkd_plugin.adapters.neuralop.training import TrainerLoss
 
+_NAME = "training"
 _KEYS = {"epoch", "loss", "random", "cuda", "generators"}
 
 
@@ -21,18 +26,24 @@ class ResumableState:
     generators. It adds 0 to the loss. On one process and a CPU the resumed run takes the steps of
     the uninterrupted one bit for bit; on several processes, random numbers are not restored.
 
+    The host writes five files over the old ones, one after another. Here this trainer writes them
+    beside the old ones and moves them in as one, with their checksums in ``training.sha256``: a run
+    that is killed at any moment resumes from the last whole checkpoint. One that cannot be written
+    is a warning, and the training goes on.
+
     Limits of the host: the best value so far is not saved, so use separate folders for
-    ``save_every`` and ``save_best``. ``n_epochs`` counts from the beginning of the first run. An
-    interrupted save leaves files of two epochs.
+    ``save_every`` and ``save_best``. ``n_epochs`` counts from the beginning of the first run.
 
     Args:
-        trainer: the one that it is given to.
+        trainer: the one that it is given to; its ``checkpoint`` and ``resume_state_from_dir`` are
+            replaced.
         loss: the distillation loss, if there is one.
         generators: of the loaders' shuffling; torch's global ones are always included.
 
     Raises:
-        ValueError: on resuming, if the folder's ``regularizer.pt`` is not of this class, or of
-            other generators or another loss; or if the saved epoch was the trainer's last.
+        FileNotFoundError: on resuming, if the folder has no such checkpoint.
+        ValueError: on resuming, if a file is damaged or of another checkpoint, the state is of
+            other generators or another loss, or the saved epoch was the trainer's last.
 
     Example:
         >>> ResumableState(Trainer(model=torch.nn.Conv2d(1, 1, 1), n_epochs=2)).loss
@@ -51,6 +62,25 @@ class ResumableState:
         self._trainer = trainer
         self._training_loss = loss
         self._generators = tuple(generators)
+        trainer.checkpoint, trainer.resume_state_from_dir = self._save, self._resume
+
+    def _save(self, save_dir: str | os.PathLike[str]) -> None:
+        kind = type(self._trainer)
+        try:
+            with atomic_files(save_dir, _NAME) as new:
+                kind.checkpoint(self._trainer, new)
+        except OSError as error:
+            warnings.warn(f"the checkpoint of an epoch is not kept: {error}.", stacklevel=3)
+
+    def _resume(self, save_dir: str | os.PathLike[str]) -> None:
+        whole, best = check_files(save_dir, _NAME), "best_model_state_dict.pt"
+        if best not in whole and Path(save_dir, best).exists():
+            # The host would prefer it.
+            raise ValueError(
+                f"{save_dir} has {best} of another checkpoint beside {sorted(whole)}: move it to a "
+                "folder of its own."
+            )
+        type(self._trainer).resume_state_from_dir(self._trainer, Path(save_dir))
 
     def reset(self) -> None:
         """Nothing; the host calls it before every batch."""

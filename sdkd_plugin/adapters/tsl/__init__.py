@@ -13,13 +13,7 @@ from sdkd_plugin.adapters.tsl.datasets import (
     spatiotemporal_dataset,
 )
 from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
-from sdkd_plugin.adapters.tsl.model_card import (
-    DataCard,
-    ModelCard,
-    has_forecaster,
-    load_forecaster,
-    save_forecaster,
-)
+from sdkd_plugin.adapters.tsl.model_card import model_card
 from sdkd_plugin.adapters.tsl.models import SDKDStudent, SDKDTeacher
 from sdkd_plugin.adapters.tsl.predictor import DistillationPredictor
 from sdkd_plugin.adapters.tsl.registry import (
@@ -38,10 +32,8 @@ from sdkd_plugin.adapters.tsl.windows import number_windows, window_inputs
 __all__ = [
     "DATASETS",
     "STANDINS",
-    "DataCard",
     "DisjointGraphs",
     "DistillationPredictor",
-    "ModelCard",
     "OnSensors",
     "PlainPredictor",
     "SDKDStudent",
@@ -55,16 +47,14 @@ __all__ = [
     "get_model_class",
     "get_optimizer_class",
     "get_scheduler_class",
-    "has_forecaster",
-    "load_forecaster",
     "load_traffic",
     "load_weights",
     "loss_from_config",
     "make_model",
     "match_sensors",
+    "model_card",
     "number_windows",
     "refuse_targets",
-    "save_forecaster",
     "spatiotemporal_dataset",
     "window_inputs",
 ]

@@ -7,17 +7,28 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
 
-import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 from tsl.engines import Predictor
+
+from sdkd_plugin._plain import check_archive, load_plain
 
 _SIZES = ("input_size", "output_size", "exog_size", "n_nodes", "window", "horizon")
 _RECORD = "sdkd_model"
 _PREFIX = "model."
+
+
+class CheckedIO(TorchCheckpointIO):
+    """Lightning's reader of checkpoints, which compares the checksums in a local file first."""
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> Any:
+        """As Lightning's; a ValueError if the file is damaged."""
+        if Path(path).is_file():
+            check_archive(path)
+        return super().load_checkpoint(path, *args, **options)
 
 
 class PlainPredictor(Predictor):
@@ -30,6 +41,7 @@ class PlainPredictor(Predictor):
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> path = Path(tempfile.mkdtemp()) / "student.pt"
         >>> torch.save(nn.Linear(2, 1).state_dict(), path)
         >>> PlainPredictor(model=nn.Linear(2, 1)).load_model(path)
@@ -62,6 +74,12 @@ class PlainPredictor(Predictor):
             "arguments": _arguments(self.model, self.model_kwargs),
             "inputs": list(self.inputs_trained_with),
         }
+
+    def setup(self, stage: str | None = None) -> None:
+        """Compare the checksums of a checkpoint before it is resumed from."""
+        super().setup(stage)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = CheckedIO()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the inputs that the model was trained with from the record."""
@@ -102,12 +120,12 @@ def load_weights(
     if not path.is_file():
         raise FileNotFoundError(f"`filename` is {path}, where there is no file.")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        stored = load_plain(path, "cpu")
+    except ValueError as error:
         raise ValueError(
-            f"{named}, which cannot be read as weights and plain values. A checkpoint of tsl's own "
-            "Predictor runs code when it is loaded: if you trust the file, save "
-            "torch.load(filename, weights_only=False)['state_dict'] to another and load that."
+            f"{error} A checkpoint of tsl's own Predictor runs code when it is loaded: if you "
+            "trust the file, save torch.load(filename, weights_only=False)['state_dict'] to another"
+            " and load that."
         ) from error
     if not isinstance(stored, Mapping):
         kind = type(stored).__name__

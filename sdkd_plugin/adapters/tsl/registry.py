@@ -46,8 +46,10 @@ def get_model_class(name: str) -> type[nn.Module]:
     return known[name]
 
 
-def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
-    """Make a model from the sizes of the data and the options of a configuration.
+def model_arguments(
+    name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a model: those sizes of the data that it takes, and a configuration's options.
 
     Args:
         name: as in `get_model_class`.
@@ -55,12 +57,12 @@ def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) 
         options: the configuration's ``hparams``; they override sizes of the same name.
 
     Raises:
-        ValueError: if the model does not take an option, refuses its value, or lacks an argument.
+        ValueError: if the model does not take an option, or lacks an argument.
 
     Example:
-        >>> sizes = {"input_size": 1, "window": 12, "horizon": 12, "n_nodes": 5, "classes": 2}
-        >>> type(make_model("sdkd_student", sizes, {"hidden_size": 8})).__name__
-        'SDKDStudent'
+        >>> sizes = {"input_size": 1, "output_size": 1, "horizon": 3, "n_nodes": 5}
+        >>> model_arguments("rnn", sizes, {"hidden_size": 8})
+        {'input_size': 1, 'output_size': 1, 'horizon': 3, 'hidden_size': 8}
     """
     network = get_model_class(name)
     check_hparams(f"model.hparams of {name}", network, options)
@@ -72,7 +74,12 @@ def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) 
     except TypeError as error:
         wrong = f"`model.hparams` of {name}: {error}; add it to the configuration."
         raise ValueError(wrong) from error
-    return network(**arguments)
+    return arguments
+
+
+def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
+    """The model of these `model_arguments`."""
+    return get_model_class(name)(**model_arguments(name, sizes, options))
 
 
 def get_optimizer_class(name: str) -> type[torch.optim.Optimizer]:

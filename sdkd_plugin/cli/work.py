@@ -1,0 +1,207 @@
+"""What the commands do, each a few calls of the library; a dict of plain values comes back."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from sdkd_plugin._checks import check_choice
+from sdkd_plugin._files import atomic_path
+from sdkd_plugin.cli import settings as described
+from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
+from sdkd_plugin.export import export_model, quantize_onnx
+from sdkd_plugin.model_folder import save_model
+from sdkd_plugin.report import check_folder, choose_device, parameter_count
+from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
+
+Found = dict[str, Any]
+STUDENT = "student"
+_TRAINING = [
+    name
+    for name in inspect.signature(study).parameters
+    if name not in ("task", "student", "teacher", "arms", "folder", "jobs", "device")
+]
+
+
+def study_run(command: str, source: str, overrides: Sequence[str], resume: bool) -> Found:
+    """Train what a study or a distillation lacks, and write what came out."""
+    settings = described.read_settings(source, [*overrides, f"command={command}"])
+    out = Path(settings["out"])
+    check_folder(out)
+    record = out / described.FILE
+    if record.is_file() and not resume:
+        raise ValueError(f"{out} holds a run already: go on with --resume, or name another `out`.")
+    result = _result(settings, record)
+    found: Found = {"out": str(out)}
+    if command == "distill":
+        found["model"] = str(_save(settings, result, out / STUDENT))
+    else:
+        result.write(out)
+    text = f"{result.report()}\nWritten to {found.get('model', out)}."
+    return {**found, "rows": _plain(result.rows), "text": text}
+
+
+def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
+    """The study of settings; what is kept is used again. Writes a ``record`` before it trains."""
+    training, distillation = settings["training"], described.distillation_of(settings)
+    for option in training:
+        check_choice("an option of training", option, _TRAINING)
+    device = choose_device(settings["device"])
+    task = described.make_task(settings)
+    name, arguments = described.student_of(settings, task)
+    teachers = described.teachers_of(settings, task)
+    if settings["command"] == "distill":
+        options = distillation if teachers else {"kd_weight": 0}
+        arms = [Arm(STUDENT, **options)]
+        training = {"seeds": 1, **training}
+    else:
+        weighting = distillation.pop("weighting", "fixed")
+        arms = standard_arms(task.bands.n_bands, weightings=[weighting], **distillation)
+    make = partial(described.made, name, arguments)
+    make()  # what is wrong with it is said before anything is written
+    if record is not None:
+        with atomic_path(record) as path:
+            path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    options = {"jobs": settings["jobs"], "device": device, **training}
+    kept = Path(settings["out"]) / "models"
+    return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)
+
+
+def _save(settings: dict[str, Any], result: Result, folder: Path) -> Path:
+    """The first seed's student as a model folder."""
+    name, arguments = described.student_of(settings, result.task)
+    row = result.rows[result.rows.model == STUDENT].iloc[0]
+    scores = {key: float(row[key]) for key in result.task.scores(result.task.test.y)}
+    training = {key: settings[key] for key in ("training", "distillation", "teacher")}
+    training |= {"seconds": float(row.seconds), "protocol": str(row.protocol)}
+    card = described.card_of(
+        result.task,
+        name,
+        arguments,
+        training=training,
+        metrics={**scores, "validation": float(row.validation)},
+    )
+    return save_model(folder, result.models(STUDENT)[0], card)
+
+
+def _student(settings: dict[str, Any]) -> Any:
+    """Where the student of settings is: ``model``, or that of the run."""
+    return settings["model"] or str(Path(settings["out"], STUDENT))
+
+
+def evaluate(source: str, overrides: Sequence[str]) -> Found:
+    """Scores of baselines, teachers and the student on the test samples."""
+    settings = described.read_settings(source, overrides)
+    task = described.make_task(settings)
+    rows = [{"model": k, **task.scores(f(task.test))} for k, f in task.baselines.items()]
+    given = settings["teacher"]
+    teachers = given if isinstance(given, list) else [] if given is None else [given]
+    for each in [*teachers, _student(settings)]:
+        model, name = described.load_any(each, task)
+        scores = task.scores(task.forecast(model, task.test))
+        rows.append({"model": name, "parameters": parameter_count(model), **scores})
+    table = pd.DataFrame(rows)
+    text = "\n".join(_markdown(table))
+    return {"task": task.name, "measure": task.measure, "rows": _plain(table), "text": text}
+
+
+def export(source: str, overrides: Sequence[str]) -> Found:
+    """A file of the student that runs without this package, and its error against the student."""
+    settings = described.read_settings(source, overrides)
+    options = {"format": "onnx", "int8": False, **settings["export"]}
+    for option in options:
+        check_choice("an option of export", option, ["format", "int8"])
+    check_choice("export.format", options["format"], ["onnx", "pt2"])
+    if options["int8"] and options["format"] != "onnx":
+        raise ValueError("export.int8 is true, expected export.format=onnx with it.")
+    task, folder = described.make_task(settings), _student(settings)
+    model, card = described.saved(folder)
+    (x_scale, x_offset), (y_scale, y_offset) = (
+        [torch.tensor(card.units[side][part]) for part in ("scale", "offset")]
+        for side in ("input", "output")
+    )
+
+    def physical(part: Samples) -> list[dict[str, Any]]:
+        batches = task.batches(part.select(slice(200)))
+        return [{**batch, "x": x_scale * batch["x"] + x_offset} for batch in batches]
+
+    file = Path(settings["out"], f"student.{options['format']}")
+    samples = physical(task.train)
+    error = export_model(
+        model, samples[0], file, x_units=(x_scale, x_offset), y_units=(y_scale, y_offset)
+    )
+    text = f"{file}: {file.stat().st_size:,} bytes; its forecasts differ from the student's by at "
+    found: Found = {"file": str(file), "bytes": file.stat().st_size, "error": error}
+    text += f"most {error:.1e} (relative L2). Inputs and forecasts are in physical units."
+    if options["int8"]:
+        small = file.with_suffix(".int8.onnx")
+        int8 = quantize_onnx(file, small, samples, physical(task.validation))
+        found |= {"int8_file": str(small), "int8_bytes": int8.bytes_after, "int8_error": int8.error}
+        text += f"\n{small}: {int8.bytes_after:,} bytes; differs by {int8.error:.1%} on validation."
+    return {**found, "text": text}
+
+
+def report(source: str, overrides: Sequence[str]) -> Found:
+    """The page, table and pictures of a finished run."""
+    settings = described.read_settings(source, overrides)
+    if settings["command"] is None:
+        raise ValueError(
+            f"SETTINGS is {source!r}, expected the folder of a run of sdkd study or sdkd distill."
+        )
+    result, out = _result(settings), Path(settings["out"])
+    result.write(out)
+    return {"report": str(out / "report.html"), "text": f"Written: {out / 'report.html'}"}
+
+
+def simulate(name: str, out: str, overrides: Sequence[str]) -> Found:
+    """Simulated data in files."""
+    options = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in described.read_options(overrides).items()
+    }
+    target = Path(out)
+    try:
+        if name == "traffic":
+            return _traffic_files(target, options)
+        solve: Any = {"navier_stokes": navier_stokes, "rayleigh_benard": rayleigh_benard}[name]
+        fields = solve(options.pop("n_samples", 100), **options)
+    except TypeError as error:
+        raise ValueError(f"`{name}` has the options {sorted(options)}: {error}.") from error
+    if target.suffix != ".npy":
+        raise ValueError(f"OUT is {out!r}, expected a file .npy for trajectories.")
+    with atomic_path(target) as path:
+        np.save(path, fields.numpy())
+    shape = list(fields.shape)
+    return {"file": out, "shape": shape, "text": f"Trajectories of shape {shape}: {out}"}
+
+
+def _traffic_files(folder: Path, options: dict[str, Any]) -> Found:
+    data = simulate_traffic(**options)
+    speed = pd.DataFrame(data.speed.numpy(), columns=list(data.node_ids))
+    weights = np.zeros((len(data.node_ids),) * 2, dtype=np.float32)
+    weights[tuple(data.edge_index.numpy())] = data.edge_weight.numpy()
+    with atomic_path(folder / "simulated_speed.csv") as path:
+        speed.to_csv(path, index=False, float_format="%.6g")
+    with atomic_path(folder / "simulated_adj.csv") as path:
+        pd.DataFrame(weights).to_csv(path, index=False, header=False)
+    start = str(data.index[0].date())
+    settings = f"task.data={folder} task.start={start} task.missing=nan"
+    found = {"folder": str(folder), "start": start, "sensors": len(data.node_ids)}
+    return {**found, "steps": len(speed), "text": f"{data.source}: {folder}\nUse it by {settings}"}
+
+
+def _plain(rows: pd.DataFrame) -> Any:
+    return json.loads(rows.to_json(orient="records", double_precision=15))
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    cells = table.map(lambda v: f"{v:,.4g}" if isinstance(v, float) else str(v)).to_numpy()
+    lines = [f"| {' | '.join(line)} |" for line in [table.columns, *cells]]
+    return [lines[0], "|---|" + "--:|" * (table.shape[1] - 1), *lines[1:]]

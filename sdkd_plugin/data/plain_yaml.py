@@ -1,0 +1,69 @@
+"""YAML of plain values: no tags, no aliases, no dates, bounded in size and depth."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DEPTH = 32
+
+
+def read_yaml(path: str | os.PathLike[str], *, most_bytes: int = 4 << 20) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: of the file.
+        most_bytes: a larger file is refused unread.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is too large or damaged, has a tag, an anchor or an alias, is nested too
+            deeply, or holds anything but a mapping of finite numbers, strings, booleans, nulls,
+            lists and mappings by string.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, expected a YAML file.")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} has more than {most_bytes} bytes, expected a small YAML file.")
+    try:
+        _check_events(content)
+        values = yaml.load(content, _Loader)  # noqa: S506 - a SafeLoader
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+        return {str(key): check_plain(value, str(key)) for key, value in values.items()}
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path} is no mapping of plain values in YAML: {text}.") from error
+
+
+def check_plain(value: Any, place: str) -> Any:
+    """A copy of numbers, strings, lists and mappings, tuples as lists; others are a ValueError."""
+    if isinstance(value, dict):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{place} has the key {wrong[0]!r}, expected strings")
+        return {key: check_plain(each, f"{place}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [check_plain(each, f"{place}[{i}]") for i, each in enumerate(value)]
+    kinds = (bool, int, float, str, type(None))
+    if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{place} is {value!r}, expected finite numbers, strings or null")
+    return value
+
+
+def _check_events(content: bytes) -> None:
+    depth = 0
+    for event in yaml.parse(content, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("it has an anchor or alias")
+        if tag := getattr(event, "tag", None):
+            raise ValueError(f"it has the tag {tag}")
+        if depth > _DEPTH:
+            raise ValueError(f"it is nested more than {_DEPTH} deep")

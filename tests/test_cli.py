@@ -1,0 +1,142 @@
+"""The command line as its users type it: runs, files, JSON, exit codes and messages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sdkd_plugin.adapters.neuralop import REGISTERED
+from sdkd_plugin.cli import main
+from sdkd_plugin.cli.settings import checkpoint_weights
+from sdkd_plugin.export import OnnxModel
+from sdkd_plugin.model_folder import load_model
+
+QUICK = ["training.steps=6", "training.validations=2", "training.batch_size=4"]
+
+
+def run(*words: str, code: int = 0) -> str:
+    found = CliRunner().invoke(main, words)
+    assert found.exit_code == code, found.output + found.stderr
+    return found.output if code == 0 else found.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Simulated traffic, a teacher, and a student that it taught."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("cli"))
+        found = run("simulate", "traffic", "data", "n_sensors=6", "days=2", "freeways=[1,1]")
+        data = found.splitlines()[-1].removeprefix("Use it by ").split()
+        graph = ["student.model=GraphMixer", "out=teacher", "teacher=null"]
+        run("distill", "traffic", *data, *graph, *QUICK)
+        run("distill", "traffic", *data, "teacher=teacher/student", "out=runs", *QUICK)
+        yield Path.cwd()
+
+
+@pytest.fixture(autouse=True)
+def there(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+
+
+def test_a_distilled_student_is_a_model_folder():
+    model, card = load_model("runs/student")
+    assert type(model).__name__ == card.model == "GraphMixer"
+    assert card.metrics["mae"] > 0
+    assert card.training["teacher"] == "teacher/student"
+
+
+def test_evaluate_gives_the_scores_of_the_card():
+    rows = {row["model"]: row for row in json.loads(run("evaluate", "runs", "--json"))["rows"]}
+    assert set(rows) == {"persistence", "teacher/student", "runs/student"}
+    for name in ("teacher/student", "runs/student"):
+        assert rows[name]["mae"] == pytest.approx(load_model(name)[1].metrics["mae"], rel=1e-5)
+    assert "| persistence |" in run("evaluate", "runs")
+
+
+def test_export_is_in_physical_units():
+    found = json.loads(run("export", "runs", "--json"))
+    assert found["error"] <= 1e-4
+    graph = OnnxModel(found["file"])
+    assert set(graph.names) >= {"x", "u"}
+    edges = torch.tensor([[0, 1], [1, 2]]), torch.ones(2)
+    inputs = {"u": torch.zeros(1, 12, 2), "edge_index": edges[0], "edge_weight": edges[1]}
+    forecast = graph(x=torch.full((1, 12, 6, 1), 60.0), **inputs)
+    assert 30 < float(forecast.mean()) < 90  # miles an hour
+
+
+def test_report_writes_the_page():
+    run("report", "runs")
+    assert "<table" in Path("runs/report.html").read_text()
+
+
+def test_a_study_and_its_resumption():
+    words = ["study", "runs", "out=compared", "training.seeds=1"]
+    found = json.loads(run(*words, "--json"))
+    models = [row["model"] for row in found["rows"]]
+    assert models[-3:] == ["student alone", "plain-MSE distillation", "SDKD"]
+    assert "holds a run already: go on with --resume" in run(*words, code=2)
+    again = json.loads(run(*words, "--resume", "--json"))["rows"]
+    assert [row["mae"] for row in again] == [row["mae"] for row in found["rows"]]
+    assert "MAE" in Path("compared/table.md").read_text()
+
+
+def test_an_int8_student_of_a_computed_flow(monkeypatch, tmp_path):
+    monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
+    small = ["task.sizes=[4,2,2]", "task.frames=[2,2]", "student.arguments.width=16"]
+    run("distill", "navier_stokes", "out=ns", *small, *QUICK)
+    found = json.loads(run("export", "ns", "export.int8=true", "--json"))
+    assert found["int8_bytes"] < found["bytes"]
+    assert 0 < found["int8_error"] < 0.5
+    assert json.loads(run("export", "ns", "export.format=pt2", "--json"))["error"] <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["distill", "nothing"], "SETTINGS is 'nothing', expected a YAML file"),
+        (["distill", "traffic", "steps"], "'steps' is no change of settings, expected key=value"),
+        (["distill", "traffic", "trainnig.steps=1"], "'trainnig'"),
+        (["distill", "traffic", "training.step=1", "out=new"], "'step'"),
+        (["distill", "traffic", "student.model=os.system", "out=new"], "'os.system'"),
+        (["distill", "runs", "teacher=nowhere", "out=new"], "nowhere"),
+        (["distill", "traffic", "task.name=rain"], "'rain'"),
+        (["export", "runs", "export.format=exe"], "'exe'"),
+        (["report", "traffic"], "expected the folder of a run"),
+        (["simulate", "navier_stokes", "out.txt", "n_samples=1", "colour=1"], "colour"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(words, message):
+    error = run(*words, code=2)
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not Path("new").exists()
+
+
+def test_a_checkpoint_of_a_host_is_a_teacher_and_nothing_in_it_runs(tmp_path):
+    model = REGISTERED["sdkd_unet"](in_channels=1, out_channels=1, width=2)
+    model.save_checkpoint(tmp_path, "m")
+    weights = checkpoint_weights(tmp_path / "m_state_dict.pt")
+    assert weights.keys() == {k for k, v in model.state_dict().items() if torch.is_tensor(v)}
+
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "touched",)
+
+    torch.save({"state_dict": {"a": torch.ones(1), "b": Payload()}}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint") as refused:
+        checkpoint_weights(tmp_path / "foreign.pt")
+    assert refused.value is not None
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_command_starts_without_the_hosts_and_every_command_has_an_example():
+    code = "import sys; from sdkd_plugin.cli import main; main(['--help'], standalone_mode=False);"
+    code += "sys.exit(bool({'torch', 'neuralop', 'tsl'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "sdkd distill" in done.stdout
+    for name in main.commands:
+        assert f"sdkd {name} " in run(name, "--help")
