@@ -4,10 +4,9 @@ A student with its task loss is in `distiller`; calling teachers is in `teachers
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -26,7 +25,7 @@ from sdkd_plugin.losses.teacher_weights import (
     teacher_gradients,
     weighted_target,
 )
-from sdkd_plugin.losses.trust import STUDENT, TEACHERS, TeacherReport, TeacherTrust
+from sdkd_plugin.losses.trust import TeacherTrust
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
@@ -44,8 +43,6 @@ from sdkd_plugin.teachers import (
     named_inputs,
     warn_of_empty_bands,
 )
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,9 @@ class DistillationLoss(nn.Module):
         resolutions: ``equal`` refuses a teacher whose forecast has another shape than the
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
-        latents: pairs of taps to distil; call `fit_latents` before training. A pair's loss is scaled
-            to at most the size of the forecast's loss, so that its weight means the same for all
-            models: 1 is as much as the forecast.
-        trust: whether a teacher loses weight in the bands where `measure` or `judge` found it of
-            no use to the student; see `TeacherTrust`. Without a measurement it changes nothing.
+        latents: pairs of taps to distil; call `fit_latents` before training.
+        trust: whether the teachers lose weight in the bands where `measure_teachers` found them
+            of no use to the student; see `TeacherTrust`. Without a measurement it does nothing.
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
 
@@ -172,14 +167,13 @@ class DistillationLoss(nn.Module):
         self.teachers = () if isinstance(teacher, StoredOutputs) else frozen_copies(teacher)
         kinds = [type(each).__name__ for each in self.teachers]
         kinds = kinds if self.stored is None else list(self.stored.names)
-        self._names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
+        self.names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
         self.frequency = FrequencyAlignedLoss(
             aliased_copy(transform),
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
         )
-        self.trust = TeacherTrust(self.frequency.bands.n_bands)
-        self._trusts = trust
+        self.trust = TeacherTrust(self.bands.n_bands) if trust else None
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
         self.aggregation.check(len(kinds))
         self.kd_weight = kd_weight
@@ -211,7 +205,7 @@ class DistillationLoss(nn.Module):
         self._seen_a_batch = False
 
     def _check_stored(self, stored: StoredOutputs) -> None:
-        for name, taps, kept in zip(self._names, self.teacher_taps, stored.taps, strict=True):
+        for name, taps, kept in zip(self.names, self.teacher_taps, stored.taps, strict=True):
             if missing := set(taps) - set(kept):
                 raise ValueError(
                     f"`latents` has the taps {sorted(missing)} of {name}, but the stored outputs "
@@ -237,7 +231,7 @@ class DistillationLoss(nn.Module):
         """
         check_taps(student, self.student_taps)
         with evaluated(student), torch.no_grad():
-            outputs = self._outputs(index, x, inputs)
+            outputs = self.outputs(index, x, inputs)
             accepted = accepted_inputs(student, inputs)
             latents = call_model(student, x, accepted, self.student_taps).latents
         shapes = latents, [output.latents for output in outputs]
@@ -261,7 +255,7 @@ class DistillationLoss(nn.Module):
             teacher._apply(fn, recurse)
         return self
 
-    def _outputs(
+    def outputs(
         self, index: Tensor | None, x: Tensor | None, inputs: Mapping[str, Any]
     ) -> tuple[TeacherOutput, ...]:
         """The teachers' outputs for a batch, stored or live."""
@@ -339,16 +333,16 @@ class DistillationLoss(nn.Module):
         if self.kd_weight == 0:
             return DistillationTerms(forecast.new_zeros(()))
         if outputs is None:
-            outputs = self._outputs(index, x, inputs)
+            outputs = self.outputs(index, x, inputs)
         if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
         transform, finite = self.frequency.transform, self.check_finite
         forecasts = checked_forecasts(
-            outputs, self._names, forecast, transform, self.resolutions, finite
+            outputs, self.names, forecast, transform, self.resolutions, finite
         )
         if finite and not self._seen_a_batch:
             self._seen_a_batch = True
-            warn_of_empty_bands(forecasts, self._names, transform, self.bands)
+            warn_of_empty_bands(forecasts, self.names, transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
         total, features = terms.total, {}
         if self.latents:
@@ -359,10 +353,10 @@ class DistillationLoss(nn.Module):
                 )
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
-                features[pair.name] = of_pair = losses[pair.name].detach()
-                # Where the teacher loses its weight in all bands, so does its latent.
-                share = (terms.total.detach() / of_pair.clamp_min(TINY)).clamp_max(1)
+                # A teacher's latent is trusted as its forecast is.
+                share = 1.0 if self.trust is None else self.trust.weights.mean()
                 total = total + pair.weight * share * losses[pair.name]
+                features[pair.name] = losses[pair.name].detach()
         total, band_weights = self.kd_weight * total, terms.weights.detach()
         return DistillationTerms(total, None, terms.errors, features, band_weights, weights)
 
@@ -370,7 +364,7 @@ class DistillationLoss(nn.Module):
         self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None
     ) -> tuple[FrequencyTerms, Tensor]:
         """The frequency-aligned loss to the weighted mean of the teachers, and their weights."""
-        band_weights, trust = None, self.trust.weights if self._trusts else None
+        band_weights, trust = None, None if self.trust is None else self.trust.weights
         if len(forecasts) == 1:
             target, weights = forecasts[0], forecasts[0].new_ones(1)
         else:
@@ -394,86 +388,6 @@ class DistillationLoss(nn.Module):
             forecast, target, y, mask, weights=band_weights, sample_weights=kept, trust=trust
         )
         return terms, weights
-
-    @torch.no_grad()
-    def judge(
-        self,
-        forecast: Float[Tensor, "batch ..."],
-        y: Float[Tensor, "batch ..."],
-        mask: Bool[Tensor, "..."] | None = None,
-        *,
-        x: Float[Tensor, "batch ..."] | None = None,
-        outputs: Sequence[TeacherOutput] | None = None,
-        index: Int[Tensor, " batch"] | None = None,
-        baselines: Mapping[str, Float[Tensor, "batch ..."]] = MappingProxyType({}),
-        **inputs: Any,
-    ) -> Float[Tensor, "batch ..."]:
-        """Compare teachers and student with the labels of a validation batch.
-
-        ``trust.update()`` ends the pass over all batches and weighs the teachers. Use labels that
-        no teacher was trained on: on its own training data its errors are too small.
-
-        Args:
-            forecast: the student's, in eval mode.
-            y: labels.
-            mask: True where a label is observed.
-            x: the inputs, for teachers whose outputs are not given.
-            outputs: of the teachers, if they are known.
-            index: of the samples in stored outputs.
-            baselines: further forecasts for the report, by name.
-            **inputs: further inputs of the teachers.
-
-        Returns:
-            the mean forecast of the teachers.
-        """
-        known = outputs or self._outputs(index, x, accepted_inputs(self.inputs, inputs))
-        given = forecast, self.frequency.transform, self.resolutions, self.check_finite
-        teachers = checked_forecasts(known, self._names, *given)
-        mean = teachers[0] if len(teachers) == 1 else torch.stack(teachers).mean(0)
-        forecasts = {STUDENT: forecast, TEACHERS: mean, **baselines}
-        if len(teachers) > 1:
-            forecasts |= dict(zip(self._names, teachers, strict=True))
-        self.trust.add(forecasts, y, mask, self.transform, self.bands)
-        return mean
-
-    def measure(
-        self,
-        student: nn.Module,
-        batches: Iterable[Mapping[str, Any]],
-        baselines: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
-    ) -> TeacherReport | None:
-        """Compare teachers, student and baselines on labelled data, and weigh the teachers.
-
-        Call it before training, and at every validation: the student changes. It warns once if the
-        teacher is not the better one.
-
-        Args:
-            student: run in eval mode, without gradient.
-            batches: of labels that no teacher was trained on: ``{"x": ..., "y": ...}``, and what
-                else `judge` takes.
-            baselines: further forecasts of ``x`` for the report, such as persistence.
-
-        Returns:
-            the report, which prints as a table; None if no label was observed.
-
-        Example:
-            >>> from sdkd_plugin import GridTransform
-            >>> teacher, student, x = nn.Conv2d(1, 1, 3, padding=1), nn.Identity(), torch.randn(4, 1, 8, 8)
-            >>> loss = DistillationLoss(teacher, GridTransform((8, 8)))
-            >>> report = loss.measure(student, [{"x": x, "y": teacher(x).detach()}])
-            >>> report.weights
-            tensor([1., 1.])
-        """
-        named = named_inputs(student)
-        with evaluated(student), torch.no_grad():
-            for batch in batches:
-                x = batch["x"]
-                inputs = {k: v for k, v in batch.items() if k not in ("x", "y", "mask")}
-                forecast = call_model(student, x, accepted_inputs(named, inputs)).forecast
-                known = {name: baseline(x) for name, baseline in baselines.items()}
-                y, mask = batch["y"], batch.get("mask")
-                self.judge(forecast, y, mask, x=x, baselines=known, **inputs)
-        return self.trust.update()
 
 
 def _check_pairs(pairs: Sequence[LatentPair], n_teachers: int) -> None:

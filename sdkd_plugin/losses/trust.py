@@ -51,7 +51,9 @@ class TeacherReport:
         for name, errors in self.errors.items():
             rows.append((name, *(f"{float(e):.4g}" for e in (errors.sum(), *errors))))
         rows.append(("weight of the teacher", "", *(f"{float(w):.2f}" for w in self.weights)))
-        return "\n".join(f"{row[0]:22}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows)
+        return "\n".join(
+            f"{row[0]:22}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows
+        )
 
 
 class TeacherTrust(FullPrecision):
@@ -120,19 +122,25 @@ class TeacherTrust(FullPrecision):
             self._sums[name] = self._sums.get(name, 0.0) + energy
         self._count += y.numel() if mask is None else float(mask.expand_as(y).sum())
 
-    def update(self) -> TeacherReport | None:
-        """End a pass: the report, and new weights; None if no label was observed.
+    @property
+    def measured(self) -> bool:
+        """Whether a label was observed in this pass."""
+        return self._count > 0
+
+    def update(self) -> TeacherReport:
+        """End a pass: the report, and new weights.
 
         With several processes the sums of all are taken, and each must call this.
+
+        Raises:
+            ValueError: if no label was observed.
         """
         sums, count, self._sums, self._count = self._sums, self._count, {}, 0.0
-        if not sums:
-            return None
+        if not count:
+            raise ValueError("no label was observed in the pass, expected at least one.")
         total = torch.stack([*sums.values(), torch.full_like(sums[STUDENT], count)])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
-        if not (total.isfinite().all() and total[-1, 0] > 0):
-            return None
         means = dict(zip(sums, (total[:-1] / total[-1]).float(), strict=True))
         measured = torch.stack([means[STUDENT], means[TEACHERS], means.pop("difference")])
         self.errors.lerp_(measured.to(self.errors), 0.5 if self.passes > 0 else 1.0)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from sdkd_plugin._files import atomic_path, check_writable
 from sdkd_plugin.distiller import SDKDDistiller
-from sdkd_plugin.loss import DistillationTerms
+from sdkd_plugin.judging import judge
+from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.report import environment
 from sdkd_plugin.report.records import fingerprint
@@ -138,7 +139,7 @@ class Training:
                 forecast = task.forecast(model, truth, self.device)
                 error = float(masked_error(forecast, truth.y, truth.mask, task.task_loss))
                 if isinstance(trained, SDKDDistiller):
-                    self._judge(trained, forecast)
+                    self._judge(trained.loss, forecast)
                 weights = {k: float(v) for k, v in terms.scalars().items() if "weight" in k}
                 for name, value in {
                     "step": float(taken),
@@ -160,15 +161,17 @@ class Training:
         options |= {"check_finite": False, **self.arm.options}
         return SDKDDistiller(self.teachers, model, **options).to(self.device)
 
-    def _judge(self, distiller: SDKDDistiller, forecast: Tensor) -> None:
+    def _judge(self, loss: DistillationLoss, forecast: Tensor) -> None:
         """Weigh the teachers by the labels for validation."""
-        truth, loss = self.task.validation, distiller.loss
+        truth = self.task.validation
+        if loss.trust is None or not forecast.isfinite().all():  # a divergence shows elsewhere
+            return
         for rows in torch.arange(len(truth)).split(50):
             part = truth.select(rows, self.device)
             outputs = [each.select(rows).to(self.device) for each in self.of_validation]
-            loss.judge(forecast[rows].to(self.device), part.y, part.mask, outputs=outputs)
+            judge(loss, loss.trust, forecast[rows].to(self.device), outputs, part.y, part.mask)
         with warnings.catch_warnings():
-            # The report of the study says it, once for all seeds.
+            # A row of the table has the teacher's error.
             warnings.simplefilter("ignore", UserWarning)
             loss.trust.update()
 
