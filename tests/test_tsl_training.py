@@ -165,10 +165,6 @@ def test_validation_test_and_prediction_are_tsls(scale_target):
         ]
         forecast = run.predict(made, module.test_dataloader())[0]["y_hat"]
         results.append((measured, forecast))
-    judged = {key: results[1][0][0].pop(key) for key in sorted(results[1][0][0]) if "_mse" in key}
-    assert all(value > 0 for value in judged.values())
-    assert results[1][0][0].pop("val_teacher_trust_0") <= 1
-    assert results[1][0][0].pop("val_teacher_trust_1") <= 1
     assert results[0][0] == results[1][0]
     assert {"val_loss", "val_mae"} == results[0][0][0].keys()
     assert torch.equal(results[0][1], results[1][1])

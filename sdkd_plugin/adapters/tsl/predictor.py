@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from tsl.data import SpatioTemporalDataModule
 from tsl.data.batch import DisjointBatch
@@ -36,8 +37,8 @@ class DistillationPredictor(PlainPredictor):
     Checkpoints hold the student, the projectors and the averages of a weighting, as plain values
     (see `PlainPredictor`); no teacher. With several processes each weights the bands by its own
     batch, and the averages of a weighting are averaged after each step. With stored outputs, a
-    window's number is its first step: `number_windows`. Each validation weighs live teachers by
-    their errors there (`TeacherTrust`).
+    window's number is its first step: `number_windows`. Each validation in a fit weighs live
+    teachers by their errors there (`TeacherTrust`).
 
     Args:
         loss: its transform is a `GraphTransform`; `DisjointGraphs` for tsl's disjoint batches
@@ -123,7 +124,9 @@ class DistillationPredictor(PlainPredictor):
         """As tsl's; live teachers are compared with the student on the scaled targets."""
         result: Tensor | None = super().validation_step(batch, batch_idx)
         loss = self.distillation
-        if loss.trust is not None and loss.kd_weight > 0 and loss.stored is None:
+        # Not in Lightning's check of a few batches, which a resumed run makes once more.
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fitting and loss.trust is not None and loss.kd_weight > 0 and loss.stored is None:
             inputs, targets, mask, transform = self._unpack_batch(batch)
             _set_graphs(loss.transform, batch)
             y, scaler = targets["y"], transform.get("y")
