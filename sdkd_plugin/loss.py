@@ -122,8 +122,8 @@ class DistillationLoss(nn.Module):
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
-        trust: whether the teachers lose weight in the bands where `measure_teachers` found them
-            of no use to the student; see `TeacherTrust`. Without a measurement it does nothing.
+        trust: whether teachers lose weight in bands where `measure_teachers` finds them of no use to
+            the student (`TeacherTrust`).
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
 
@@ -197,11 +197,9 @@ class DistillationLoss(nn.Module):
         self._inputs = [named_inputs(each) for each in self.teachers]
         if self.stored is not None:
             self._check_stored(self.stored)
-        else:
-            for each, taps in zip(self.teachers, self.teacher_taps, strict=True):
-                check_taps(each, taps)
-        known = None if self.stored is None else self.stored.inputs
-        self.inputs = known or InputNames.any_of(self._inputs)
+        for each, taps in zip(self.teachers, self.teacher_taps, strict=False):
+            check_taps(each, taps)
+        self.inputs = self.stored.inputs if self.stored else InputNames.any_of(self._inputs)
         self._seen_a_batch = False
 
     def _check_stored(self, stored: StoredOutputs) -> None:
