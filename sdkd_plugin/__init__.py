@@ -8,6 +8,7 @@ from sdkd_plugin._version import __version__
 from sdkd_plugin.augmentation import GaussianNoise, Mixup
 from sdkd_plugin.cache import TeacherCache, precompute
 from sdkd_plugin.distiller import SDKDDistiller
+from sdkd_plugin.judging import measure_teachers
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses import (
     AdaptiveWeighting,
@@ -60,5 +61,6 @@ __all__ = [
     "TeacherOutput",
     "__version__",
     "frequency_aligned_loss",
+    "measure_teachers",
     "precompute",
 ]

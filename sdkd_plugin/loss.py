@@ -25,6 +25,7 @@ from sdkd_plugin.losses.teacher_weights import (
     teacher_gradients,
     weighted_target,
 )
+from sdkd_plugin.losses.trust import TeacherTrust
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
@@ -37,6 +38,7 @@ from sdkd_plugin.teachers import (
     call_model,
     check_taps,
     checked_forecasts,
+    evaluated,
     frozen_copies,
     named_inputs,
     warn_of_empty_bands,
@@ -120,6 +122,8 @@ class DistillationLoss(nn.Module):
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
+        trust: whether teachers lose weight in bands where `measure_teachers` finds them of no use to
+            the student (`TeacherTrust`).
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
 
@@ -149,6 +153,7 @@ class DistillationLoss(nn.Module):
         teacher_bound: float | None = None,
         resolutions: Resolutions = "equal",
         latents: Sequence[LatentPair] = (),
+        trust: bool = True,
         check_finite: bool = True,
     ) -> None:
         super().__init__()
@@ -162,12 +167,13 @@ class DistillationLoss(nn.Module):
         self.teachers = () if isinstance(teacher, StoredOutputs) else frozen_copies(teacher)
         kinds = [type(each).__name__ for each in self.teachers]
         kinds = kinds if self.stored is None else list(self.stored.names)
-        self._names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
+        self.names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
         self.frequency = FrequencyAlignedLoss(
             aliased_copy(transform),
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
         )
+        self.trust = TeacherTrust(self.bands.n_bands) if trust else None
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
         self.aggregation.check(len(kinds))
         self.kd_weight = kd_weight
@@ -191,15 +197,13 @@ class DistillationLoss(nn.Module):
         self._inputs = [named_inputs(each) for each in self.teachers]
         if self.stored is not None:
             self._check_stored(self.stored)
-        else:
-            for each, taps in zip(self.teachers, self.teacher_taps, strict=True):
-                check_taps(each, taps)
-        known = None if self.stored is None else self.stored.inputs
-        self.inputs = known or InputNames.any_of(self._inputs)
+        for each, taps in zip(self.teachers, self.teacher_taps, strict=False):
+            check_taps(each, taps)
+        self.inputs = self.stored.inputs if self.stored else InputNames.any_of(self._inputs)
         self._seen_a_batch = False
 
     def _check_stored(self, stored: StoredOutputs) -> None:
-        for name, taps, kept in zip(self._names, self.teacher_taps, stored.taps, strict=True):
+        for name, taps, kept in zip(self.names, self.teacher_taps, stored.taps, strict=True):
             if missing := set(taps) - set(kept):
                 raise ValueError(
                     f"`latents` has the taps {sorted(missing)} of {name}, but the stored outputs "
@@ -224,16 +228,10 @@ class DistillationLoss(nn.Module):
             ValueError: if a tap of the student does not exist, or latents do not fit.
         """
         check_taps(student, self.student_taps)
-        modes = {module: module.training for module in student.modules()}
-        student.eval()
-        try:
-            with torch.no_grad():
-                outputs = self._outputs(index, x, inputs)
-                accepted = accepted_inputs(student, inputs)
-                latents = call_model(student, x, accepted, self.student_taps).latents
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluated(student), torch.no_grad():
+            outputs = self.outputs(index, x, inputs)
+            accepted = accepted_inputs(student, inputs)
+            latents = call_model(student, x, accepted, self.student_taps).latents
         shapes = latents, [output.latents for output in outputs]
         self.latent_losses = LatentLosses(self.latents, *shapes, self.transform, self.bands)
         return self
@@ -255,7 +253,7 @@ class DistillationLoss(nn.Module):
             teacher._apply(fn, recurse)
         return self
 
-    def _outputs(
+    def outputs(
         self, index: Tensor | None, x: Tensor | None, inputs: Mapping[str, Any]
     ) -> tuple[TeacherOutput, ...]:
         """The teachers' outputs for a batch, stored or live."""
@@ -333,16 +331,16 @@ class DistillationLoss(nn.Module):
         if self.kd_weight == 0:
             return DistillationTerms(forecast.new_zeros(()))
         if outputs is None:
-            outputs = self._outputs(index, x, inputs)
+            outputs = self.outputs(index, x, inputs)
         if y is not None and y.shape != forecast.shape:
             check_shape("y", y.shape, forecast.shape, "the student's forecast")
         transform, finite = self.frequency.transform, self.check_finite
         forecasts = checked_forecasts(
-            outputs, self._names, forecast, transform, self.resolutions, finite
+            outputs, self.names, forecast, transform, self.resolutions, finite
         )
         if finite and not self._seen_a_batch:
             self._seen_a_batch = True
-            warn_of_empty_bands(forecasts, self._names, transform, self.bands)
+            warn_of_empty_bands(forecasts, self.names, transform, self.bands)
         terms, weights = self._frequency_terms(forecast, forecasts, y, mask)
         total, features = terms.total, {}
         if self.latents:
@@ -353,7 +351,9 @@ class DistillationLoss(nn.Module):
                 )
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
             for pair in self.latents:
-                total = total + pair.weight * losses[pair.name]
+                # A teacher's latent is trusted as its forecast is.
+                share = 1.0 if self.trust is None else self.trust.weights.mean()
+                total = total + pair.weight * share * losses[pair.name]
                 features[pair.name] = losses[pair.name].detach()
         total, band_weights = self.kd_weight * total, terms.weights.detach()
         return DistillationTerms(total, None, terms.errors, features, band_weights, weights)
@@ -362,7 +362,7 @@ class DistillationLoss(nn.Module):
         self, forecast: Tensor, forecasts: list[Tensor], y: Tensor | None, mask: Tensor | None
     ) -> tuple[FrequencyTerms, Tensor]:
         """The frequency-aligned loss to the weighted mean of the teachers, and their weights."""
-        band_weights = None
+        band_weights, trust = None, None if self.trust is None else self.trust.weights
         if len(forecasts) == 1:
             target, weights = forecasts[0], forecasts[0].new_ones(1)
         else:
@@ -370,7 +370,8 @@ class DistillationLoss(nn.Module):
             if self.aggregation.needs_gradients:
                 # The bands' weights come first: a weighting may keep averages of what it measures.
                 with torch.no_grad():
-                    band_weights = self.frequency.terms(forecast, teachers.mean(0), y, mask).weights
+                    known = self.frequency.terms(forecast, teachers.mean(0), y, mask, trust=trust)
+                    band_weights, trust = known.weights, None
                 loss = partial(self.frequency, weights=band_weights)
                 gradients = teacher_gradients(loss, forecast, teachers)
             weights = self.aggregation(TeacherEvidence(teachers, gradients, y, mask))
@@ -382,7 +383,7 @@ class DistillationLoss(nn.Module):
             theirs, _ = sample_errors(target, y, mask)
             kept = (~labelled | (mine + self.teacher_bound > theirs)).to(mine.dtype)
         terms = self.frequency.terms(
-            forecast, target, y, mask, weights=band_weights, sample_weights=kept
+            forecast, target, y, mask, weights=band_weights, sample_weights=kept, trust=trust
         )
         return terms, weights
 

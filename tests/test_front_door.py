@@ -18,7 +18,7 @@ PUBLIC = """
     DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
     GraphTransform GridTransform LatentPair MeanAggregation Mixup RelativeWeighting SDKDDistiller
     ProductTransform Spectrum SphereTransform TapReader TeacherCache TeacherOutput __version__
-    frequency_aligned_loss precompute
+    frequency_aligned_loss measure_teachers precompute
 """
 
 IMPORT = """

@@ -52,10 +52,12 @@ def test_the_teacher_is_not_trained_saved_or_counted():
     logged = set(fit(made, windows()).callback_metrics)
     assert same(before, wise)
     assert same(before, made.distillation.teachers[0])
-    assert {name.split(".")[0] for name in made.state_dict()} == {"model"}
+    kept = {name for name in made.state_dict() if not name.startswith("model.")}
+    assert kept == {f"distillation.trust.{name}" for name in ("errors", "passes", "weights")}
     assert {id(p) for p in made.parameters()} == {id(p) for p in learner.parameters()}
     assert "loss" not in made.hparams
     assert {"train_task", "train_kd_band_0", "train_kd_band_1", "val_mae"} <= logged
+    assert {"val_teacher_mse", "val_student_mse_1", "val_teacher_trust_0"} <= logged
 
 
 def test_the_student_comes_closer_to_its_teacher():

@@ -62,7 +62,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, workers):
     _resumable(2, tmp_path / "half", workers=workers)
     resumed, again = _resumable(3, tmp_path / "half", tmp_path / "half" / "epoch=1.ckpt", workers)
     kept = {name.split(".")[0] for name in whole.distillation.state_dict()}
-    assert kept == {"frequency", "latent_losses"}
+    assert kept == {"frequency", "latent_losses", "trust"}
     assert same(whole, resumed)
     assert again.global_step == run.global_step
     torch.testing.assert_close(

@@ -51,7 +51,7 @@ class AbstractWeighting(nn.Module, ABC):
         """Weights of at least 0, from the lowest band to the highest."""
 
 
-class _FullPrecision(nn.Module):
+class FullPrecision(nn.Module):
     """Moves its buffers to another device, but to no other dtype: `half` must not round them."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -62,7 +62,7 @@ class _FullPrecision(nn.Module):
         return self
 
 
-class FixedWeighting(_FullPrecision, AbstractWeighting):
+class FixedWeighting(FullPrecision, AbstractWeighting):
     """The same weights in every step; with two bands, ``(alpha, 1)`` is the paper's form.
 
     Args:
@@ -127,7 +127,7 @@ class RelativeWeighting(AbstractWeighting):
         return torch.where(energy.max() > 0, weights, torch.ones_like(weights))
 
 
-class BandAverages(_FullPrecision):
+class BandAverages(FullPrecision):
     """Running means of an error and an energy in each band, in float32 whatever the model's dtype.
 
     ``weight`` is the number of samples or steps in the means. A step with NaN or Inf, as mixed

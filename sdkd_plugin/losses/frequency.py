@@ -175,6 +175,7 @@ class FrequencyAlignedLoss(nn.Module):
         *,
         weights: Float[Tensor, " n_bands"] | None = None,
         sample_weights: Float[Tensor, " batch"] | None = None,
+        trust: Float[Tensor, " n_bands"] | None = None,
     ) -> FrequencyTerms:
         """The loss of a batch with the unweighted errors and the weights of its bands.
 
@@ -186,6 +187,7 @@ class FrequencyAlignedLoss(nn.Module):
             weights: of the bands, in place of the weighting's.
             sample_weights: of the samples in ``total``, 1 by default. The errors, and what the
                 weighting measures, are those of all samples.
+            trust: factors of the weights, 1 by default.
         """
         of_samples = band_errors(student, teacher, self.transform, self.bands)
         errors = of_samples.mean(0)
@@ -199,6 +201,8 @@ class FrequencyAlignedLoss(nn.Module):
                 if weighting.needs_teacher_error and y is not None:
                     error = observed_band_errors(given, y, self.transform, self.bands, mask)
             weights = weighting(BandEvidence(measured, energy, error))
+        if trust is not None:
+            weights = weights * trust.to(weights)
         if sample_weights is not None:
             errors = (sample_weights[:, None] * of_samples).mean(0)
         return FrequencyTerms((errors * weights).sum(), measured, weights)

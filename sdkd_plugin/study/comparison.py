@@ -122,7 +122,12 @@ def study(
         missing = [(i, seed) for i, seed in jobs_of if not trainings[i].path(seed).exists()]
         if loss is not None and any(not arms[i].alone for i, _ in missing):
             outputs = precompute(loss, there.batches(there.train))
-            trainings = [replace(t, outputs=outputs[: len(t.teachers)]) for t in trainings]
+            judged = precompute(loss, there.batches(there.validation))
+            trainings = [
+                replace(t, outputs=outputs[:n], of_validation=judged[:n])
+                for t in trainings
+                for n in [len(t.teachers)]
+            ]
         trained = _trained(trainings, jobs, missing)
         for _ in tqdm(trained, task.name, len(missing), unit="model", disable=None):
             pass

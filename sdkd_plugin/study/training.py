@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from sdkd_plugin._files import atomic_path, check_writable
 from sdkd_plugin.distiller import SDKDDistiller
-from sdkd_plugin.loss import DistillationTerms
+from sdkd_plugin.judging import judge
+from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.report import environment
 from sdkd_plugin.report.records import fingerprint
@@ -59,6 +61,7 @@ class Training:
     device: torch.device
     folder: Path
     outputs: Sequence[TeacherOutput] = ()
+    of_validation: Sequence[TeacherOutput] = ()
 
     @cached_property
     def protocol(self) -> str:
@@ -135,6 +138,8 @@ class Training:
                 candidates += 1
                 forecast = task.forecast(model, truth, self.device)
                 error = float(masked_error(forecast, truth.y, truth.mask, task.task_loss))
+                if isinstance(trained, SDKDDistiller):
+                    self._judge(trained.loss, forecast)
                 weights = {k: float(v) for k, v in terms.scalars().items() if "weight" in k}
                 for name, value in {
                     "step": float(taken),
@@ -155,6 +160,20 @@ class Training:
         # The task has checked the data; a divergence shows in the validation error.
         options |= {"check_finite": False, **self.arm.options}
         return SDKDDistiller(self.teachers, model, **options).to(self.device)
+
+    def _judge(self, loss: DistillationLoss, forecast: Tensor) -> None:
+        """Weigh the teachers by the labels for validation."""
+        truth = self.task.validation
+        if loss.trust is None or not forecast.isfinite().all():  # a divergence shows elsewhere
+            return
+        for rows in torch.arange(len(truth)).split(50):
+            part = truth.select(rows, self.device)
+            outputs = [each.select(rows).to(self.device) for each in self.of_validation]
+            judge(loss, loss.trust, forecast[rows].to(self.device), outputs, part.y, part.mask)
+        with warnings.catch_warnings():
+            # A row of the table has the teacher's error.
+            warnings.simplefilter("ignore", UserWarning)
+            loss.trust.update()
 
     def _loss(self, model: nn.Module, index: Tensor, labelled: Tensor | None) -> DistillationTerms:
         """Of a batch, with the flags of its labelled samples unless all of them are."""

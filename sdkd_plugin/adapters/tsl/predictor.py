@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from tsl.data import SpatioTemporalDataModule
 from tsl.data.batch import DisjointBatch
@@ -18,10 +19,11 @@ from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
 from sdkd_plugin.adapters.tsl.sensors import OnSensors
 from sdkd_plugin.adapters.tsl.windows import WindowOutputs, first_steps
 from sdkd_plugin.distributed import average_measurements
+from sdkd_plugin.judging import judge
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.spectral import AbstractTransform
 from sdkd_plugin.taps import TapReader
-from sdkd_plugin.teachers import check_no_shared_weights
+from sdkd_plugin.teachers import accepted_inputs, check_no_shared_weights
 
 
 class DistillationPredictor(PlainPredictor):
@@ -34,8 +36,9 @@ class DistillationPredictor(PlainPredictor):
 
     Checkpoints hold the student, the projectors and the averages of a weighting, as plain values
     (see `PlainPredictor`); no teacher. With several processes each weights the bands by its own
-    batch, and the averages of a weighting are averaged after each step. With
-    stored outputs, a window's number is its first step: `number_windows`.
+    batch, and the averages of a weighting are averaged after each step. With stored outputs, a
+    window's number is its first step: `number_windows`. Each validation in a fit weighs live
+    teachers by their errors there (`TeacherTrust`).
 
     Args:
         loss: its transform is a `GraphTransform`; `DisjointGraphs` for tsl's disjoint batches
@@ -116,6 +119,30 @@ class DistillationPredictor(PlainPredictor):
         logged = {f"train_{n}": value for n, value in terms.scalars().items() if n != "total"}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.batch_size)
         return terms.total
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """As tsl's; live teachers are compared with the student on the scaled targets."""
+        result: Tensor | None = super().validation_step(batch, batch_idx)
+        loss = self.distillation
+        # Not in Lightning's check of a few batches, which a resumed run makes once more.
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fitting and loss.trust is not None and loss.kd_weight > 0 and loss.stored is None:
+            inputs, targets, mask, transform = self._unpack_batch(batch)
+            _set_graphs(loss.transform, batch)
+            y, scaler = targets["y"], transform.get("y")
+            y = y if scaler is None else scaler.transform(y)
+            forecast = self.predict_batch(batch, preprocess=False, postprocess=False)
+            further = {name: value for name, value in inputs.items() if name != "x"}
+            outputs = loss.outputs(None, inputs.x, accepted_inputs(loss.inputs, further))
+            judge(loss, loss.trust, forecast, outputs, y, None if mask is None else mask.bool())
+        return result
+
+    def on_validation_epoch_end(self) -> None:
+        """Weigh the teachers; log ``val_teacher_mse``, ``val_student_mse`` and their like."""
+        super().on_validation_epoch_end()
+        trust = self.distillation.trust
+        if trust is not None and trust.measured:
+            self.log_dict({f"val_{name}": each for name, each in trust.update().scalars().items()})
 
 
 def _set_graphs(transform: AbstractTransform, batch: Any) -> None:

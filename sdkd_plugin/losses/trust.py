@@ -1,0 +1,160 @@
+"""What a teacher is worth to a student, measured on labels that neither was trained on.
+
+How one loss weighs its bands otherwise is in `band_weights`.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sdkd_plugin._checks import check_finite, check_mask, check_shape
+from sdkd_plugin.losses.band_weights import FullPrecision
+from sdkd_plugin.spectral import AbstractTransform, Bands
+
+STUDENT, TEACHERS = "student", "teacher"
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """Teachers, student and baseline on the same labels.
+
+    Attributes:
+        errors: mean squared error of each in each band, by name; ``student``, ``teacher`` (the mean
+            of several, which is what the student follows), and whatever else was measured.
+        weights: the share of the band's weight that the teacher keeps, in [0, 1].
+    """
+
+    errors: Mapping[str, Tensor]
+    weights: Tensor
+
+    @property
+    def worse(self) -> bool:
+        """Whether the student or a baseline is at least as good as the teacher."""
+        teacher = self.errors[TEACHERS].sum()
+        return any(bool(e.sum() <= teacher) for k, e in self.errors.items() if k != TEACHERS)
+
+    def scalars(self) -> dict[str, float]:
+        """Errors and weights by name, for a logger: ``teacher_mse``, ``teacher_mse_0`` ..."""
+        named: dict[str, float] = {}
+        for name, errors in self.errors.items():
+            named[f"{name}_mse"] = float(errors.sum())
+            named |= {f"{name}_mse_{i}": float(error) for i, error in enumerate(errors)}
+        return named | {f"teacher_trust_{i}": float(w) for i, w in enumerate(self.weights)}
+
+    def __str__(self) -> str:
+        rows = [("", "MSE", *(f"band {i}" for i in range(len(self.weights))))]
+        for name, errors in self.errors.items():
+            rows.append((name, *(f"{float(e):.4g}" for e in (errors.sum(), *errors))))
+        rows.append(("weight of the teacher", "", *(f"{float(w):.2f}" for w in self.weights)))
+        return "\n".join(
+            f"{row[0]:22}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows
+        )
+
+
+class TeacherTrust(FullPrecision):
+    """The share of its weight that a teacher keeps in each band.
+
+    Formula: with the mean squared errors S of the student and T of the teacher against labels, and
+    their mean squared difference D, all of one band,
+
+        trust = clip((D + S - T) / (D - S + T), 0, 1),
+
+    and 1 before any measurement. Unclipped it is the w for which ``(s + w t) / (1 + w)`` is nearest
+    to the labels: how heavy a teacher should be beside a label of weight 1. So a teacher at least
+    as good as the student keeps its whole weight, and one loses it all as soon as no step towards
+    it lowers the student's error. Noise of the labels cancels in S - T, and does not enter D.
+
+    S, T and D are measured in passes over validation data (`add`, then `update`), the passes
+    averaged with weights 1/2, 1/4, ... They are float32 and in ``state_dict()``. Nothing is
+    measured in a training step.
+
+    Example:
+        >>> trust = TeacherTrust(2)
+        >>> trust.weights
+        tensor([1., 1.])
+
+    Source: our own; it is the weight of a linear combination of forecasts, Bates and Granger 1969,
+    "The combination of forecasts".
+    """
+
+    errors: Tensor
+    passes: Tensor
+    weights: Tensor
+
+    def __init__(self, n_bands: int) -> None:
+        super().__init__()
+        self.register_buffer("errors", torch.zeros(3, n_bands))
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("weights", torch.ones(n_bands))
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0.0
+        self._warned = False
+
+    def add(
+        self,
+        forecasts: Mapping[str, Float[Tensor, "batch ..."]],
+        y: Float[Tensor, "batch ..."],
+        mask: Bool[Tensor, "..."] | None,
+        transform: AbstractTransform,
+        bands: Bands,
+    ) -> None:
+        """Add a batch to the pass: ``student``, ``teacher`` and others, against labels.
+
+        Raises:
+            ValueError: if shapes differ, or a value is NaN or Inf.
+        """
+        if mask is not None:
+            check_mask(mask, y)
+        check_finite("y", y if mask is None else y[mask.expand_as(y)])
+        fields = {}
+        for name, forecast in forecasts.items():
+            check_shape(name, forecast.shape, y.shape, "the labels")
+            error = forecast.float() - y.float()
+            fields[name] = error if mask is None else torch.where(mask, error, 0)
+        fields["difference"] = fields[TEACHERS] - fields[STUDENT]
+        for name, field in fields.items():
+            energy = transform.sample_band_energy(field, bands).sum(0, dtype=torch.float64)
+            self._sums[name] = self._sums.get(name, 0.0) + energy
+        self._count += y.numel() if mask is None else float(mask.expand_as(y).sum())
+
+    @property
+    def measured(self) -> bool:
+        """Whether a label was observed in this pass."""
+        return self._count > 0
+
+    def update(self) -> TeacherReport:
+        """End a pass: the report, and new weights.
+
+        With several processes the sums of all are taken, and each must call this.
+
+        Raises:
+            ValueError: if no label was observed.
+        """
+        sums, count, self._sums, self._count = self._sums, self._count, {}, 0.0
+        if not count:
+            raise ValueError("no label was observed in the pass, expected at least one.")
+        total = torch.stack([*sums.values(), torch.full_like(sums[STUDENT], count)])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        means = dict(zip(sums, (total[:-1] / total[-1]).float(), strict=True))
+        measured = torch.stack([means[STUDENT], means[TEACHERS], means.pop("difference")])
+        self.errors.lerp_(measured.to(self.errors), 0.5 if self.passes > 0 else 1.0)
+        self.passes += 1
+        student, teacher, difference = self.errors
+        gain, loss = difference + student - teacher, difference - student + teacher
+        share = gain.clamp_min(0) / loss.clamp_min(torch.finfo(loss.dtype).tiny)
+        self.weights.copy_(torch.where(gain >= loss, 1.0, share))
+        report = TeacherReport(means, self.weights.clone())
+        if report.worse and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the teacher is not the better one on these labels; it keeps the shown part of its "
+                f"weight, which is measured again at each validation.\n{report}",
+                stacklevel=3,
+            )
+        return report
