@@ -122,8 +122,7 @@ class DistillationLoss(nn.Module):
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
-        trust: whether teachers lose weight in bands where `measure_teachers` finds them of no use to
-            the student (`TeacherTrust`).
+        trust: lower teachers' weights in bands where `measure_teachers` finds them of no use.
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
 
