@@ -44,7 +44,12 @@ Train = Callable[..., Result]
 
 def headline_task() -> Task:
     """All inputs for training; the first have labels."""
-    solver = {"viscosity": 1e-4, "resolution": 16, "solver_resolution": 64, "batch_size": 50}
+    solver: dict[str, Any] = {
+        "viscosity": 1e-4,
+        "resolution": 16,
+        "solver_resolution": 64,
+        "batch_size": 50,
+    }
     task = navier_stokes_task(sizes=(INPUTS, 120, 200), **solver)
     return replace(task, name="turbulence", symmetry=navier_stokes_symmetry(), labels_first=True)
 
@@ -63,7 +68,7 @@ def tune(task: Task, train: Train) -> None:
 
 def rows_of(task: Task, train: Train, labels: list[int]) -> pd.DataFrame:
     """The rows of all students, and of persistence and the teacher; the setting is the labels."""
-    options = {"kd_weight": KD_WEIGHT}
+    options: dict[str, Any] = {"kd_weight": KD_WEIGHT}
     arms = [arm for n in labels for arm in standard_arms(labels=n / INPUTS, **options)]
     fresh = train(task, arms=[*arms, Arm(BOUND, kd_weight=0)], lr=LR)
     few = replace(task, train=task.train.select(slice(LABELLED)))
