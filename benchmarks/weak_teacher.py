@@ -58,9 +58,10 @@ def turbulence(viscosity: float) -> System:
     }
     task = replace(navier_stokes_task(sizes=(240, 120, 100), **solver), labels_first=True)
     frames: dict[str, Any] = {"in_channels": 10, "out_channels": 10, "coordinates": True}
-    models = [partial(UNet, width=8, **frames), partial(UNet, width=10, **frames)]
+    student, weak = partial(UNet, width=8, **frames), partial(UNet, width=10, **frames)
     good = partial(STAlterNet, width=16, depth=3, **frames)
-    return System(replace(task, name=f"ns_{viscosity:g}"), *models, good, 3000, 3e-3, 8)
+    task = replace(task, name=f"ns_{viscosity:g}")
+    return System(task, student, weak, good, steps=3000, lr=3e-3, batch_size=8)
 
 
 def traffic(folder: Path) -> System:
@@ -68,8 +69,9 @@ def traffic(folder: Path) -> System:
     task = replace(traffic_task(folder), name="traffic", measure="mae")
     sizes: dict[str, Any] = {"input_size": 1, "exog_size": 2, "window": 12, "horizon": 12}
     sizes |= {"n_nodes": task.train.x.shape[2]}
-    models = [partial(GraphMixer, **sizes), partial(GraphMixer, hidden_size=40, **sizes)]
-    return System(task, *models, partial(GraphAlterNet, patch_size=12, **sizes), 1000, 5e-3, 32)
+    student, weak = partial(GraphMixer, **sizes), partial(GraphMixer, hidden_size=40, **sizes)
+    good = partial(GraphAlterNet, patch_size=12, **sizes)
+    return System(task, student, weak, good, steps=1000, lr=5e-3, batch_size=32)
 
 
 def run_system(system: System, options: argparse.Namespace) -> pd.DataFrame:
