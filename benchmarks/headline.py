@@ -140,10 +140,10 @@ def run(options: argparse.Namespace) -> bool:
     lines += [__doc__.partition("\n\n")[2].partition("\n\n    python")[0] + "\n"]
     lines += [
         f"{task.source}. Every student takes {options.steps} steps of batch 8, {options.seeds} "
-        f"seeds; the teacher twice as many, one seed. Learning rate {LR:g}, alone {LR_ALONE:g}, the "
-        f"teacher's weight {KD_WEIGHT:g}: chosen on validation samples. The fresh inputs cost ten frames each, half "
-        "a trajectory. MSE and MAE on 200 test trajectories, ± deviation over seeds; p: two-sided "
-        "paired t-test over seeds.\n",
+        "seeds; the teacher twice as many, one seed. Settings, chosen on validation samples: "
+        f"learning rate {LR:g}, alone {LR_ALONE:g}, the teacher's weight {KD_WEIGHT:g}. A fresh "
+        "input costs ten frames, half a trajectory. MSE and MAE on 200 test trajectories, "
+        "± deviation over seeds; p: two-sided paired t-test over seeds.\n",
         format_table(rows, index=["setting", "model"], columns=columns) + "\n",
     ]
     pairs = [(f"{n} labels", a, b) for n in labels for a, b in ((PLAIN, ALONE), (SDKD, PLAIN))]
