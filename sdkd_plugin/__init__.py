@@ -11,6 +11,7 @@ from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.judging import measure_teachers
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses import (
+    AMSE,
     AdaptiveWeighting,
     AEKDAggregation,
     CAMKDAggregation,
@@ -20,8 +21,11 @@ from sdkd_plugin.losses import (
     LatentPair,
     MeanAggregation,
     RelativeWeighting,
+    SpectralLoss,
     frequency_aligned_loss,
+    inverse_energy_weights,
 )
+from sdkd_plugin.on_policy import OnPolicy
 from sdkd_plugin.resolution import AtResolution
 from sdkd_plugin.spectral import (
     Bands,
@@ -35,6 +39,7 @@ from sdkd_plugin.taps import TapReader
 from sdkd_plugin.teachers import TeacherOutput
 
 __all__ = [
+    "AMSE",
     "AEKDAggregation",
     "AdaptiveWeighting",
     "AtResolution",
@@ -51,9 +56,11 @@ __all__ = [
     "LatentPair",
     "MeanAggregation",
     "Mixup",
+    "OnPolicy",
     "ProductTransform",
     "RelativeWeighting",
     "SDKDDistiller",
+    "SpectralLoss",
     "Spectrum",
     "SphereTransform",
     "TapReader",
@@ -61,6 +68,7 @@ __all__ = [
     "TeacherOutput",
     "__version__",
     "frequency_aligned_loss",
+    "inverse_energy_weights",
     "measure_teachers",
     "precompute",
 ]

@@ -4,15 +4,16 @@ What a forecast is compared with is in `loss`; optimizers, epochs and data are t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_batch, check_finite, check_shape, check_type
+from sdkd_plugin._checks import check_batch, check_type
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
+from sdkd_plugin.on_policy import OnPolicy, augmented
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
@@ -40,7 +41,8 @@ class SDKDDistiller(nn.Module):
         task_loss: ``mse``, ``mae``, ``relative_l2``, or a function of forecast and labels that
             returns the loss of each element or of each sample (``reduction="none"`` in torch).
         augmentation: of ``x``, for function matching: ``mixup``, ``noise``, or a function that
-            keeps the shape. Teacher and student are compared on the augmented ``x``, the labels
+            keeps the shape; or ``on-policy``, an `OnPolicy` of the student with its defaults.
+            Teacher and student are compared on the augmented ``x``, the labels
             with a second forecast, of ``x`` as it is. It excludes options that judge a teacher by
             labels.
         example: inputs ``{"x": ..., **inputs}`` of any batch size; needed with ``latents``.
@@ -70,7 +72,7 @@ class SDKDDistiller(nn.Module):
         bands: Bands | None = None,
         *,
         task_loss: TaskLossName | TaskLoss = "mse",
-        augmentation: AugmentationName | Augmentation | None = None,
+        augmentation: AugmentationName | Literal["on-policy"] | Augmentation | None = None,
         example: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -82,6 +84,8 @@ class SDKDDistiller(nn.Module):
         self._known_inputs = InputNames.any_of((self._inputs, self.loss.inputs))
         check_no_shared_weights(self.loss.teachers, student)
         self.task_loss = make_task_loss(task_loss)
+        if augmentation == "on-policy":
+            augmentation = OnPolicy(student)
         self.augmentation = None if augmentation is None else make_augmentation(augmentation)
         if self.augmentation is not None and self.loss.stored is not None:
             raise ValueError(
@@ -158,11 +162,7 @@ class SDKDDistiller(nn.Module):
             if views is not None and index is not None:
                 index, x = views.draw_views(index, x)
             elif self.augmentation is not None:
-                augmented = self.augmentation(x)
-                check_shape("augmentation(x)", augmented.shape, x.shape, "it keeps the shape")
-                x = augmented
-                if loss.check_finite:
-                    check_finite("augmentation(x)", x)
+                x = augmented(self.augmentation, x, accepted, finite=loss.check_finite)
         mine = call_model(self.student, x, accepted, loss.student_taps)
         if task is None:
             task = mine.forecast.new_zeros(())

@@ -14,7 +14,7 @@ import pytest
 import sdkd_plugin
 
 PUBLIC = """
-    AEKDAggregation AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
+    AEKDAggregation AMSE AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
     DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
     GraphTransform GridTransform LatentPair MeanAggregation Mixup RelativeWeighting SDKDDistiller
     ProductTransform Spectrum SphereTransform TapReader TeacherCache TeacherOutput __version__

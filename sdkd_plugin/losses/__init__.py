@@ -1,5 +1,6 @@
 """Losses between student, teachers and labels, and the weights of bands and teachers."""
 
+from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import (
     AbstractWeighting,
     AdaptiveWeighting,
@@ -12,6 +13,7 @@ from sdkd_plugin.losses.band_weights import (
 from sdkd_plugin.losses.features import AbstractFeatureLoss
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss, band_errors, frequency_aligned_loss
 from sdkd_plugin.losses.latents import LatentPair
+from sdkd_plugin.losses.objectives import SpectralLoss, inverse_energy_weights
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.losses.teacher_weights import (
     AbstractAggregation,
@@ -23,6 +25,7 @@ from sdkd_plugin.losses.teacher_weights import (
 )
 
 __all__ = [
+    "AMSE",
     "AEKDAggregation",
     "AbstractAggregation",
     "AbstractFeatureLoss",
@@ -37,9 +40,11 @@ __all__ = [
     "LatentPair",
     "MeanAggregation",
     "RelativeWeighting",
+    "SpectralLoss",
     "TeacherEvidence",
     "WeightingName",
     "band_errors",
     "frequency_aligned_loss",
+    "inverse_energy_weights",
     "masked_error",
 ]
