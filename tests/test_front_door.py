@@ -16,7 +16,8 @@ import sdkd_plugin
 PUBLIC = """
     AEKDAggregation AMSE AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
     DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
-    GraphTransform GridTransform LatentPair MeanAggregation Mixup RelativeWeighting SDKDDistiller
+    GraphTransform GridTransform LatentPair MeanAggregation Mixup OnPolicy RelativeWeighting
+    SDKDDistiller SpectralLoss inverse_energy_weights
     ProductTransform Spectrum SphereTransform TapReader TeacherCache TeacherOutput __version__
     frequency_aligned_loss measure_teachers precompute
 """
