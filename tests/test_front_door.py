@@ -15,7 +15,8 @@ import sdkd_plugin
 
 PUBLIC = """
     AEKDAggregation AMSE AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
-    DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
+    DerivativeMatching DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss
+    GaussianNoise
     GraphTransform GridTransform LatentPair MeanAggregation Mixup OnPolicy RelativeWeighting
     SDKDDistiller SpectralLoss inverse_energy_weights
     ProductTransform Spectrum SphereTransform TapReader TeacherCache TeacherOutput __version__

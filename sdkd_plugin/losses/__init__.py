@@ -10,6 +10,7 @@ from sdkd_plugin.losses.band_weights import (
     RelativeWeighting,
     WeightingName,
 )
+from sdkd_plugin.losses.derivatives import DerivativeMatching
 from sdkd_plugin.losses.features import AbstractFeatureLoss
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss, band_errors, frequency_aligned_loss
 from sdkd_plugin.losses.latents import LatentPair
@@ -35,6 +36,7 @@ __all__ = [
     "BandEvidence",
     "CAMKDAggregation",
     "ConfidenceWeighting",
+    "DerivativeMatching",
     "FixedWeighting",
     "FrequencyAlignedLoss",
     "LatentPair",
