@@ -5,18 +5,17 @@ What a forecast is compared with is in `loss`; optimizers, epochs and data are t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_type
-from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.derivatives import DerivativeMatching
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
-from sdkd_plugin.on_policy import OnPolicy, augmented
+from sdkd_plugin.on_policy import StudentAugmentation, augmentation_for, augmented
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
@@ -77,7 +76,7 @@ class SDKDDistiller(nn.Module):
         bands: Bands | None = None,
         *,
         task_loss: TaskLossName | TaskLoss = "mse",
-        augmentation: AugmentationName | Literal["on-policy"] | Augmentation | None = None,
+        augmentation: StudentAugmentation | None = None,
         derivatives: DerivativeMatching | None = None,
         example: Mapping[str, Any] | None = None,
         **options: Any,
@@ -90,9 +89,7 @@ class SDKDDistiller(nn.Module):
         self._known_inputs = InputNames.any_of((self._inputs, self.loss.inputs))
         check_no_shared_weights(self.loss.teachers, student)
         self.task_loss = make_task_loss(task_loss)
-        if augmentation == "on-policy":
-            augmentation = OnPolicy(student)
-        self.augmentation = None if augmentation is None else make_augmentation(augmentation)
+        self.augmentation = augmentation_for(student, augmentation)
         if self.augmentation is not None and self.loss.stored is not None:
             raise ValueError(
                 "`augmentation` is given with stored outputs, but the teachers must run on the "

@@ -5,16 +5,24 @@ teacher's answers do. Roll-outs that gradients pass through are in `rollouts`.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_finite, check_positive, check_positive_int, check_shape
-from sdkd_plugin.augmentation import Augmentation
+from sdkd_plugin._checks import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    check_shape,
+)
+from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.rollouts import advanced
 from sdkd_plugin.teachers import evaluated
+
+StudentAugmentation = AugmentationName | Literal["on-policy"] | Augmentation
 
 
 class OnPolicy:
@@ -86,6 +94,18 @@ class OnPolicy:
         self.seen += len(x)
         self.diverged = self.diverged.to(x.device) + (~inside).sum()
         return x
+
+
+def augmentation_for(
+    student: nn.Module, augmentation: StudentAugmentation | None
+) -> Augmentation | None:
+    """The augmentation of a name for a student, with its defaults; a callable as it is."""
+    if augmentation is None or callable(augmentation):
+        return augmentation
+    check_choice("augmentation", augmentation, (*get_args(AugmentationName), "on-policy"))
+    if augmentation == "on-policy":
+        return OnPolicy(student)
+    return make_augmentation(augmentation)
 
 
 def augmented(

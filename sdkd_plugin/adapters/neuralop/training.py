@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,12 +15,11 @@ from torch.utils.data import StackDataset
 
 from sdkd_plugin._checks import check_shape, check_type
 from sdkd_plugin.adapters.neuralop.units import check_same_units
-from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.distributed import DistributedSync, average_measurements, several_processes
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses import SpectralLoss
 from sdkd_plugin.losses.task import TaskLossName, make_task_loss, masked_error
-from sdkd_plugin.on_policy import OnPolicy, augmented
+from sdkd_plugin.on_policy import StudentAugmentation, augmentation_for, augmented
 from sdkd_plugin.taps import TapReader
 from sdkd_plugin.teachers import (
     StoredOutputs,
@@ -98,7 +97,7 @@ class TrainerLoss:
         student: nn.Module | None = None,
         task_loss: TaskLossName | Callable[..., Tensor] = "mse",
         *,
-        augmentation: AugmentationName | Literal["on-policy"] | Augmentation | None = None,
+        augmentation: StudentAugmentation | None = None,
         on_step: Callable[[DistillationTerms], None] | None = None,
         data_processor: DataProcessor | None = None,
         teacher_processor: DataProcessor | None = None,
@@ -114,9 +113,7 @@ class TrainerLoss:
             raise ValueError(f"`teacher_processor` is given but `data_processor` is None: {remedy}")
         self.loss = loss
         self.task_loss = _host_loss(task_loss)
-        if augmentation == "on-policy":
-            augmentation = OnPolicy(student)
-        self.augmentation = None if augmentation is None else make_augmentation(augmentation)
+        self.augmentation = augmentation_for(student, augmentation)
         if self.augmentation is not None and (loss.stored is not None or loss.needs_labels):
             raise ValueError(
                 "`augmentation` is given, but the teachers' outputs are stored, or an option uses "
