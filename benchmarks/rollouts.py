@@ -3,10 +3,10 @@
 The Kuramoto-Sivashinsky equation, as APEBench simulates it, on a length of 48 with a step of 0.5.
 The teacher is trained on 50 trajectories of 50 steps, with weights by inverse energy and slight
 input noise. Students of one size have 5 of these trajectories, and the same steps and batches; they
-are rolled out for 250 steps from 100 unseen states. The floor of the weights by inverse energy is
-chosen by the correlation time on 20 other trajectories, for the first seed. The data are simulated
-once and kept in ``--cache``; rows are appended as they come, and the same command goes on where it
-was stopped.
+are rolled out for 250 steps from 100 unseen states. The floor of the students' weights is chosen by
+the correlation time on 20 other trajectories, for the first seed. The data are simulated once and
+kept in ``--cache``; rows are appended as they come, and the same command goes on where it was
+stopped.
 
     pip install '.[benchmarks]'
     python benchmarks/rollouts.py                 # one core, about 15 minutes
@@ -118,7 +118,7 @@ def loss_of(
 
 
 def train(
-    model: nn.Module, loss: Callable[[Tensor], Tensor], data: Tensor, seed: int, steps: int = STEPS
+    model: nn.Module, loss: Callable[[Tensor], Tensor], data: Tensor, seed: int, steps: int
 ) -> None:
     """Adam with one cycle of the learning rate; the same batches for every arm."""
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -147,8 +147,8 @@ def run(seeds: int, cache: Path, file: Path) -> pd.DataFrame:
     teacher, kept = Net(48, 0), cache / "ks_teacher.safetensors"
     if not kept.exists():
         every = data[:, 1:].flatten(0, 1)
-        loss = loss_of("teacher", teacher, teacher, [*FLOORS][1], every, 0)
-        train(teacher, loss, data, 0, 6 * STEPS)
+        loss = loss_of("teacher", teacher, teacher, next(iter(FLOORS)), every, 0)
+        train(teacher, loss, data, 0, 4 * STEPS)
         save_file(teacher.state_dict(), kept)
     teacher.load_state_dict(load_file(kept))
     data = data[:LABELLED]
@@ -165,7 +165,7 @@ def run(seeds: int, cache: Path, file: Path) -> pd.DataFrame:
                 continue
             start, model = time.process_time(), teacher if arm == "teacher" else Net(24, seed)
             if arm != "teacher":
-                train(model, loss_of(arm, model, teacher, floors[0], y, seed), data, seed)
+                train(model, loss_of(arm, model, teacher, floors[0], y, seed), data, seed, STEPS)
             row = {"arm": arm, "seed": seed, **scores(model, test[20:])}
             row |= {"validation_correlation_time": scores(model, test[:20])["correlation_time"]}
             row["parameters"], row["cpu_seconds"] = (

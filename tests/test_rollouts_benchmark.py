@@ -13,7 +13,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import rollouts
 
-    monkeypatch.setattr(rollouts, "STEPS", 1)
+    monkeypatch.setattr(rollouts, "STEPS", 12)
     fields = random(6, 6, 1, 96), random(22, 4, 1, 96, seed=1)
     monkeypatch.setattr(rollouts, "simulated", lambda file: fields)
     return rollouts
