@@ -13,7 +13,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import rollouts
 
-    monkeypatch.setattr(rollouts, "STEPS", 12)
+    monkeypatch.setattr(rollouts, "SETTINGS", ((5, 12), (1, 12)))
+    monkeypatch.setattr(rollouts, "TEACHER_STEPS", 12)
     fields = random(6, 6, 1, 96), random(22, 4, 1, 96, seed=1)
     monkeypatch.setattr(rollouts, "simulated", lambda file: fields)
     return rollouts
@@ -21,13 +22,15 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_every_arm_is_run_once_and_kept(benchmark: ModuleType, tmp_path: Path):
     rows = benchmark.run(2, tmp_path, tmp_path / "rows.csv")
-    floors, ours = len(benchmark.FLOORS), 1 + len(benchmark.OURS)
-    assert list(rows.groupby("seed").size()) == [1 + 4 + floors + ours, 4 + 1 + ours]
+    floors, ours = len(benchmark.FLOORS), 2 + len(benchmark.OURS)
+    sizes = {(6, 0): 1}
+    sizes |= {(n, seed): 4 + (1 if seed else floors) + ours for n in (1, 5) for seed in (0, 1)}
+    assert rows.groupby(["labelled", "seed"]).size().to_dict() == sizes
     again = benchmark.run(2, tmp_path, tmp_path / "rows.csv")
     pd.testing.assert_frame_equal(rows, again)
-    students = rows[rows.arm != "teacher"].groupby(["seed", "arm"]).one_step.first()
+    students = rows[rows.arm != "teacher"].groupby(["labelled", "seed", "arm"]).one_step.first()
     # Training has moved all students of a seed, and no two arms alike.
-    assert students.loc[0].nunique() == len(students.loc[0])
+    assert students.loc[5, 0].nunique() == len(students.loc[5, 0])
     benchmark.picture(rows)
 
 
@@ -54,5 +57,5 @@ def test_the_bars(
         (benchmark.OURS[1], time + 1, error, diverged),
     ]
     columns = ["arm", "correlation_time", "log_spectrum_error", "diverged"]
-    rows = pd.DataFrame(known, columns=columns).assign(one_step=0.0)
-    assert benchmark.missed(rows) == missed
+    rows = pd.DataFrame(known, columns=columns).assign(one_step=0.0, labelled=5)
+    assert benchmark.missed(rows) == [f"5 trajectories: {bar}" for bar in missed]
