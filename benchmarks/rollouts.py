@@ -205,7 +205,7 @@ def picture(rows: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     for (labelled, arm), group in rows.groupby(["labelled", "arm"], sort=False):
-        marker = {50: "*", 5: "o"}.get(labelled, "v")
+        marker = "*" if arm == "teacher" else "o"
         filled = "full" if str(arm).startswith("distilled") else "none"
         given = group.log_spectrum_error, group.correlation_time
         axis.plot(*given, marker, fillstyle=filled, label=f"{arm} ({labelled})")
