@@ -24,6 +24,7 @@ from sdkd_plugin.teachers import (
     TeacherOutput,
     check_no_shared_weights,
     named_inputs,
+    warn_of_other_boundary,
 )
 
 _LATENT = "teacher."
@@ -99,6 +100,7 @@ class TrainerLoss:
         check_type("student", student, nn.Module, "the model that the trainer trains")
         student = cast(nn.Module, student)
         check_no_shared_weights(loss.teachers, student)
+        warn_of_other_boundary(student, loss.transform)
         if data_processor is not None and teacher_processor is not None:
             check_same_units(data_processor, teacher_processor)
         elif teacher_processor is not None:
