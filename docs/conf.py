@@ -24,7 +24,7 @@ myst_heading_anchors = 3
 default_role = "any"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-napoleon_use_ivar = True
+napoleon_use_ivar = False
 
 # `-n` refuses a name that is not in the reference. These are in no page of ours:
 _INTERNAL = """

@@ -196,7 +196,7 @@ class GraphTransform(AbstractTransform):
         x: Float[Tensor, "..."],
         response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
-        """See `AbstractTransform`; with eigenvectors also values at `frequencies`."""
+        """See `AbstractTransform`; with eigenvectors also values at ``frequencies``."""
         return self.engine.filter(x, response)
 
     def extra_repr(self) -> str:

@@ -261,8 +261,8 @@ def distillation_dataset(
         x: inputs.
         y: labels. Those of unlabelled samples are replaced by NaN, so that none can leak.
         labelled: which samples have labels; all by default.
-        teacher: the teacher's output for all samples, as `precompute` returns it. For a cache,
-            whose samples are numbered as these, they have an ``index``.
+        teacher: the teacher's output for all samples, as `sdkd_plugin.precompute` returns it. For a
+            cache, whose samples are numbered as these, they have an ``index``.
 
     Raises:
         ValueError: if the numbers of samples differ.
