@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdkd_plugin import Bands, GraphTransform, GridTransform, SDKDDistiller
 from sdkd_plugin.data import navier_stokes
 from sdkd_plugin.models import UNet
+from sdkd_plugin.spectral.grid import Boundary
 
 README = Path(__file__).with_name("what_it_does.svg")
 LOW, HIGH = "#0969da", "#d1660f"
@@ -63,7 +64,16 @@ def bands_of_a_graph() -> Figure:
         for i, j in edges.T.tolist():
             axis.plot(*places[[i, j]].T, color="0.75", lw=0.8, zorder=1)
         limit = float(wave.abs().max())
-        axis.scatter(*places.T, c=wave, cmap="RdBu_r", vmin=-limit, vmax=limit, s=28, zorder=2)
+        axis.scatter(
+            places[:, 0],
+            places[:, 1],
+            c=wave,
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            s=28,
+            zorder=2,
+        )
         axis.set_title(f"frequency {float(frequencies[k]):.2f}", fontsize=10)
         axis.set_axis_off()
     return figure
@@ -105,7 +115,8 @@ def boundaries() -> Figure:
     )
     axes[0].axvspan(1, 2, color="0.93")
     axes[0].set(title="what each takes to lie beyond the edge", xlim=(0, 2), xlabel="place")
-    for boundary, colour in (("periodic", HIGH), ("reflect", LOW)):
+    colours: dict[Boundary, str] = {"periodic": HIGH, "reflect": LOW}
+    for boundary, colour in colours.items():
         transform = GridTransform((64,), boundary)
         energy = transform(field)[0, 0].abs().square()
         axes[1].semilogy(transform.frequencies, energy, ".", color=colour, label=boundary)
@@ -124,15 +135,14 @@ def what_it_does() -> Figure:
     )
     trajectories = trajectories / trajectories.std()
     x, y = trajectories[:, :6], trajectories[:, 6:]
-    frames = {"in_channels": 6, "out_channels": 6}
     transform, example = GridTransform((32, 32)), x[-1:]
-    teacher = UNet(width=24, **frames)
-    _train(teacher.parameters(), lambda rows: (teacher(x[rows]) - y[rows]).square().mean(), 600)
-    student = UNet(width=4, **frames)
+    teacher = UNet(in_channels=6, out_channels=6, width=24)
+    _train(teacher, lambda rows: (teacher(x[rows]) - y[rows]).square().mean(), 600)
+    student = UNet(in_channels=6, out_channels=6, width=4)
     distiller = SDKDDistiller(teacher, student, transform, BANDS)
     energies = []
     for steps in (40, 400):
-        _train(distiller.parameters(), lambda rows: distiller.step(x[rows]).total, steps)
+        _train(distiller, lambda rows: distiller.step(x[rows]).total, steps)
         with torch.no_grad():
             theirs, mine = teacher.eval()(example), student(example)
         images = [f[0, -1] for f in (theirs, mine, mine - theirs)]
@@ -159,8 +169,8 @@ def what_it_does() -> Figure:
     return figure
 
 
-def _train(parameters: object, loss: Callable[[Tensor], Tensor], steps: int) -> None:
-    optimizer = torch.optim.Adam(list(parameters), lr=3e-3)  # type: ignore[call-overload]
+def _train(model: nn.Module, loss: Callable[[Tensor], Tensor], steps: int) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
         value = loss(torch.randint(80, (8,)))
         optimizer.zero_grad()

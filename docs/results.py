@@ -13,8 +13,7 @@ RESULTS = BENCHMARKS / "results"
 COLUMNS, ROWS = 8, 40
 """What fits a screen."""
 MACHINE = ["hardware", "device", "threads", "python", "torch", "sdkd_plugin"]
-_KEPT_OUT = {*MACHINE, "date", "protocol", "source", "passed", "seed", "candidates", "seconds"}
-_GROUPS = ("task", "setting", "model", "steps")
+_KEPT_OUT = {*MACHINE, "date", "protocol", "source", "seed", "candidates", "seconds"}
 
 
 def write_pages(folder: Path, results: Path = RESULTS) -> list[str]:
@@ -92,27 +91,22 @@ def _as_section(text: str) -> str:
 
 def _table_of(rows: pd.DataFrame) -> str:
     """The columns that vary; means and deviations where several seeds make a row."""
-    shown = [c for c in rows if c not in _KEPT_OUT and rows[c].nunique() > 1]
-    constant = [
-        f"{c} {rows[c].iloc[0]}" for c in rows if c not in _KEPT_OUT and rows[c].nunique() == 1
-    ]
-    if "model" in shown and rows.get("seed", rows.index).nunique() > 1:
-        if "steps" in rows:  # 4000.0 is a count beside rows that have none
-            rows["steps"] = rows["steps"].map(lambda n: "-" if pd.isna(n) else f"{n:.0f}")
-        index = [c for c in _GROUPS if c in rows and rows[c].nunique() > 1]
-        numbers = {c: (c, ".3g") for c in shown if c not in index}
-        table = format_table(rows.fillna({c: "-" for c in index}), index=index, columns=numbers)
+    if "steps" in rows:  # 4000.0 is a count beside rows that have none
+        rows["steps"] = rows["steps"].map(lambda n: "-" if pd.isna(n) else f"{n:.0f}")
+    known = [str(c) for c in rows if c not in _KEPT_OUT]
+    shown = [c for c in known if rows[c].nunique() > 1]
+    numbers = {c: (c, ".3g") for c in shown if rows[c].dtype.kind in "if"}
+    if "model" in shown and "seed" in rows and rows["seed"].nunique() > 1:
+        index = [c for c in shown if c not in numbers]
+        table = format_table(rows.fillna(dict.fromkeys(index, "-")), index=index, columns=numbers)
     else:
-        cells = rows.loc[: ROWS - 1, shown].map(_cell)
-        lines = [shown, ["--:" if rows[c].dtype.kind in "if" else "---" for c in shown]]
-        table = "\n".join(
-            f"| {' | '.join(line)} |" for line in [*lines, *cells.to_numpy().tolist()]
-        )
+        texts = [[_cell(value) for value in row] for row in rows[shown].head(ROWS).to_numpy(object)]
+        lines = [shown, ["--:" if c in numbers else "---" for c in shown], *texts]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         if len(rows) > ROWS:
             table += f"\n\n(The first {ROWS} of {len(rows)} rows.)"
-    return "\n\n".join(
-        filter(None, [cut(table), f"Equal in all rows: {', '.join(constant)}." if constant else ""])
-    )
+    constant = [f"{c} {rows[c].iloc[0]}" for c in known if rows[c].nunique() == 1]
+    return cut(table) + (f"\n\nEqual in all rows: {', '.join(constant)}." if constant else "")
 
 
 def _cell(value: object) -> str:
