@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     width: str
     widths: Sequence[int]
     example: int
-    recipes: tuple[dict[str, Any], dict[str, Any]]
+    recipes: Sequence[dict[str, Any]]
     teaching: dict[str, Any]
     labels: float = 1.0
 
@@ -52,7 +52,7 @@ def turbulence() -> Plan:
     task = navier_stokes_task(sizes=(480, 40, 60), batch_size=50, **solver)
     frames: dict[str, Any] = {"in_channels": 10, "out_channels": 10, "coordinates": True}
     teacher, student = partial(STAlterNet, width=16, depth=3, **frames), partial(UNet, **frames)
-    recipes = tuple({"steps": 600, "lr": lr, "batch_size": 8} for lr in (2e-3, 3e-3))
+    recipes = [{"steps": 600, "lr": lr, "batch_size": 8} for lr in (2e-3, 3e-3)]
     teaching = {"kd_weight": 10.0}
     return Plan(task, teacher, student, "width", (4, 6, 8, 12), 8, recipes, teaching, 40 / 480)
 
@@ -60,10 +60,15 @@ def turbulence() -> Plan:
 def traffic(data: Path | None) -> Plan:
     """As ``examples/metr_la.py``, with fewer steps."""
     task = traffic_task(data or simulate_traffic(n_sensors=200, days=7))
-    sizes = {"horizon": 12, "window": 12, "n_nodes": task.train.x.shape[2], "exog_size": 2}
+    sizes: dict[str, Any] = {
+        "horizon": 12,
+        "window": 12,
+        "n_nodes": task.train.x.shape[2],
+        "exog_size": 2,
+    }
     teacher, student = partial(GraphAlterNet, patch_size=12, **sizes), partial(GraphMixer, **sizes)
     common = {"batch_size": 32, "validations": 10, "weight_decay": 1e-3, "clip": 5.0}
-    recipes = tuple({"steps": n, "lr": lr, **common} for n, lr in ((440, 4e-3), (660, 5e-3)))
+    recipes = [{"steps": n, "lr": lr, **common} for n, lr in ((440, 4e-3), (660, 5e-3))]
     return Plan(task, teacher, student, "hidden_size", (8, 16, 32, 64), 32, recipes, {})
 
 
@@ -93,8 +98,8 @@ def timed(plan: Plan, folder: Path, seconds: float) -> tuple[pd.DataFrame, bool]
 
     # The time of a student does not depend on how it was trained.
     students = {str(width): result.models(f"{SDKD}, {width}")[0] for width in plan.widths}
-    options: dict[str, Any] = {"forms": ["onnx"], "threads": THREADS, "seconds": seconds}
-    found = measure_speed({"teacher": teacher, **students}, inputs, **options)
+    options: dict[str, Any] = {"forms": ["onnx"], "batch_sizes": (1, 8), "seconds": seconds}
+    found = measure_speed({"teacher": teacher, **students}, inputs, threads=THREADS, **options)
     errors = result.rows.set_index("model")[task.measure]
     rows = found.rows.assign(problem=task.name, source=task.source, measure=task.measure)
     for way in (ALONE, SDKD):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from sdkd_plugin.export import export_model, quantize_onnx
 from sdkd_plugin.model_folder import has_model, save_model
 from sdkd_plugin.report import check_folder, choose_device, parameter_count
 from sdkd_plugin.report.figures import accuracy_latency
-from sdkd_plugin.report.speed import measure_speed
+from sdkd_plugin.report.speed import Form, measure_speed
 from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
 
 Found = dict[str, Any]
@@ -158,6 +158,8 @@ def benchmark(source: str, given: Sequence[str], teacher: str | None = None) -> 
     options = {"forms": ["eager", "onnx", "int8"], **settings["benchmark"]}
     for option in options:
         check_choice("an option of benchmark", option, _BENCHMARK)
+    for form in options["forms"]:
+        check_choice("benchmark.forms", form, get_args(Form))
     device, out = choose_device(settings["device"]), Path(settings["out"])
     check_folder(out)
     task = described.make_task(settings)

@@ -215,20 +215,23 @@ def _times(
 
 def _memory(run: Forecast, batches: Batches, device: torch.device) -> list[float]:
     """Megabytes beyond the loaded model up to each batch size; NaN where they are not known."""
-    reset, peaks = Path("/proc/self/clear_refs"), list[float]()
+    reset = Path("/proc/self/clear_refs")
+    peak: Callable[[], int]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated
+        peak = partial(torch.cuda.max_memory_allocated, device)
+        before = torch.cuda.memory_allocated(device)
     elif reset.exists():
         # What the C library keeps of memory freed before would hide what is taken now.
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
         reset.write_text("5")
-        before, peak = _resident("VmRSS"), lambda _: _resident("VmHWM")
+        peak, before = partial(_resident, "VmHWM"), _resident("VmRSS")
     else:
         return [math.nan] * len(batches)
+    peaks = list[float]()
     for batch in batches.values():
         run(**batch)
-        peaks.append((peak(device) - before) / 1e6)
+        peaks.append((peak() - before) / 1e6)
     return peaks
 
 
