@@ -54,6 +54,7 @@ bench: install
 	$(BIN)/python benchmarks/graph_loss.py
 	$(BIN)/python benchmarks/navier_stokes_convergence.py
 	$(BIN)/python benchmarks/neuralop_epoch.py
+	$(BIN)/python benchmarks/graph_teacher.py
 
 # An hour or two on two cores; DATA is a folder with traffic files.
 ablation: install
