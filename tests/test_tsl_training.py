@@ -94,6 +94,7 @@ def test_the_order_of_windows_follows_from_seed_and_epoch():
         SeededEpochs(-1)
 
 
+@pytest.mark.usefixtures("as_shipped")
 def test_dropout_follows_from_seed_and_epoch():
     def drawn(seed: int, epoch: int) -> float:
         run = SimpleNamespace(current_epoch=epoch, world_size=1, global_rank=0)
