@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdkd_plugin._checks import shown
 from sdkd_plugin._files import atomic_path as atomic_path
 from sdkd_plugin._files import check_writable
 
@@ -43,6 +44,7 @@ def _save(path: Path, array: Tensor, parameters: Mapping[str, object]) -> None:
     metadata = {
         "key": parameters_key(parameters),
         "parameters": _canonical_json(dict(parameters)),
+        "dtype": str(stored.dtype),
         "sha256": _checksum(stored),
     }
     with atomic_path(path) as temporary:
@@ -58,9 +60,12 @@ def _load(path: Path, parameters: Mapping[str, object]) -> Tensor:
         raise _unusable(path, f"is truncated or damaged ({error})", "safetensors") from error
     found, expected = metadata.get("parameters"), _canonical_json(dict(parameters))
     if (metadata.get("key"), found) != (parameters_key(parameters), expected):
-        raise _unusable(path, f"was computed from the parameters {found}", expected)
-    if (checksum := _checksum(array)) != metadata.get("sha256"):
-        raise _unusable(path, f"has SHA-256 {checksum}", f"the recorded {metadata.get('sha256')}")
+        raise _unusable(path, f"was computed from the parameters {str(found)[:500]}", expected)
+    # The checksum is of the bytes alone. Files of earlier versions do not have their type.
+    if str(array.dtype) != (kind := metadata.get("dtype", "torch.float32")):
+        raise _unusable(path, f"holds {array.dtype}", shown(kind))
+    if (checksum := _checksum(array)) != (recorded := metadata.get("sha256")):
+        raise _unusable(path, f"has SHA-256 {checksum}", f"the recorded {shown(recorded)}")
     return array
 
 

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive_int
+from sdkd_plugin._checks import check_positive_int, shown
 
 SAME_FREQUENCY = 1e-9
 """Frequencies this close are one: round-off must not tear an eigenspace apart at a hard edge."""
+
+_MOST_OCTAVES = 64
 
 
 class Spectrum(NamedTuple):
@@ -80,13 +82,15 @@ class Bands:
 
     @classmethod
     def dyadic(cls, n: int, transition: float = 0.0) -> "Bands":
-        """``n`` bands, at least two, octaves: edges 1/2, 1/4, 1/8 and so on.
+        """``n`` bands, from 2 to 64, octaves: edges 1/2, 1/4, 1/8 and so on.
 
         Example:
             >>> Bands.dyadic(3).edges
             (0.25, 0.5)
         """
         check_positive_int("n", n, minimum=2)
+        if n > _MOST_OCTAVES:
+            raise ValueError(f"`n` is {shown(n)}, expected at most {_MOST_OCTAVES} octaves.")
         return cls(tuple(2.0**-i for i in range(n - 1, 0, -1)), transition)
 
     @classmethod

@@ -74,8 +74,8 @@ def study(
         device: where models are trained.
 
     Raises:
-        ValueError: if a student or a teacher is missing, a number is out of range, or something
-            cannot be sent to another process.
+        ValueError: if a student or a teacher is missing, a number is out of range, a kept model is
+            damaged, or something cannot be sent to another process.
         RuntimeError: if a training diverges.
 
     Example:
@@ -119,7 +119,12 @@ def study(
             trainings.append(Training(there, arm, make, used, recipe, device, place))
         rows = _fixed_rows(there, teachers, device)
         jobs_of = ((i, seed) for seed in range(seeds) for i in range(len(arms)))
-        missing = [(i, seed) for i, seed in jobs_of if not trainings[i].path(seed).exists()]
+        missing = []
+        for i, seed in jobs_of:
+            if trainings[i].path(seed).exists():
+                trainings[i].kept(seed)  # a damaged one is said before the others are trained
+            else:
+                missing.append((i, seed))
         if loss is not None and any(not arms[i].alone for i, _ in missing):
             outputs = precompute(loss, there.batches(there.train))
             judged = precompute(loss, there.batches(there.validation))
