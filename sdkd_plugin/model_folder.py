@@ -237,8 +237,8 @@ def _read_card(folder: Path) -> tuple[ModelCard, str]:
     known = {"format", "weights", *(each.name for each in fields(ModelCard))}
     if values.get("format") != FORMAT or values.keys() != known:
         raise ValueError(
-            f"{path} has format {shown(values.get('format'))} and {shown(sorted(values))}, expected "
-            f"format {FORMAT} and {sorted(known)}: save the model with this version."
+            f"{path} has format {shown(values.get('format'))} and {shown(sorted(values))}, "
+            f"expected format {FORMAT} and {sorted(known)}: save the model with this version."
         )
     text, _, checksum = path.read_bytes().rpartition(b"checksum: ")
     if checksum != f"{_checksum(text)}\n".encode():

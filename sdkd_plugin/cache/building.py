@@ -30,6 +30,9 @@ Folder = str | os.PathLike[str]
 PATIENCE = 300.0
 """Seconds to wait for parts of the cache on which no process works."""
 
+PATIENCE_AT_WORK = 1800.0
+"""Seconds to wait for a process that works on its part and finishes no batch: it may be stopped."""
+
 
 @overload
 def precompute(loss: DistillationLoss, batches: Batches) -> tuple[TeacherOutput, ...]: ...
@@ -133,19 +136,22 @@ def _on_disk(
                 if not writer.has(n_chunks, hashed):
                     chunk = chunk_of(loss, inputs, numbers, augmented, **options)
                     writer.append(n_chunks, {"inputs": hashed, **chunk[0]}, *chunk[1:])
+            os.utime(lock)  # a sign of life for processes that wait
             start, n_chunks = end, n_chunks + 1
         if not n_chunks:
             raise ValueError("`batches` is empty, expected at least one batch.")
         missing = _publish(folder, n_chunks)
-    since = time.monotonic()
+    since = time.time()
     while missing:
-        if any(_taken(folder / f".process{other}.lock") for other in range(ranks)):
-            since = time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
+        late = sorted({chunk % ranks for chunk in missing})
+        locks = [folder / f".process{other}.lock" for other in late]
+        sign = max(since, *(each.stat().st_mtime for each in locks if each.exists()), 0)
+        patience = PATIENCE_AT_WORK if any(map(_taken, locks)) else PATIENCE
+        if time.time() - sign > patience:
             raise RuntimeError(
-                f"the processes {sorted({chunk % ranks for chunk in missing})} of {ranks} did not "
-                f"finish their parts of the cache in {folder}: call this function on all of them; "
-                "finished chunks are kept."
+                f"the processes {late} of {ranks} did not finish their parts of the cache in "
+                f"{folder}, nor a batch for {patience:g} s: call this function on all of them, and "
+                "end those that are stopped; finished chunks are kept."
             )
         time.sleep(0.1)
         missing = _publish(folder, n_chunks)
