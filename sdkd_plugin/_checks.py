@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex, cast
 import torch
 from torch import Tensor
 
+MOST_SEED = 2**63 - 1
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
@@ -45,8 +46,8 @@ def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
         )
 
 
-def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
-    """Refuse anything but an integer, of Python or of an array library, of at least ``minimum``."""
+def check_positive_int(argument: str, got: object, minimum: int = 1, most: int = 2**31) -> None:
+    """Refuse anything but an integer, of Python or of an array library, within bounds."""
     try:
         number = None if isinstance(got, bool) else operator.index(cast(SupportsIndex, got))
     except TypeError:
@@ -55,6 +56,8 @@ def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
         raise ValueError(
             f"`{argument}` is {shown(got)}, expected an integer of at least {minimum}."
         )
+    if number > most:
+        raise ValueError(f"`{argument}` is {shown(got)}, expected an integer of at most {most}.")
 
 
 def check_sizes(minimum: int = 1, /, **sizes: object) -> None:
@@ -73,6 +76,8 @@ def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> N
 
 def check_finite(argument: str, x: Tensor) -> None:
     """Refuse NaN and Inf. On a GPU this waits for the device."""
+    if x.is_meta:
+        raise ValueError(f"`{argument}` is on the meta device, expected a tensor with values.")
     # A finite sum proves all its terms finite, at a small part of the cost; an infinite one may be
     # an overflow.
     if bool(torch.isfinite(x.sum())):
@@ -95,6 +100,7 @@ def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why:
 
 def check_mask(mask: Tensor, labels: Tensor) -> None:
     """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis."""
+    check_type("mask", mask, Tensor, "a tensor of torch.bool")
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` is of {mask.dtype}, expected torch.bool, True where observed.")
     if mask.shape != labels.shape and (
@@ -111,7 +117,10 @@ def check_batch(
     x: Tensor | None, y: Tensor | None, mask: Tensor | None, inputs: Mapping[str, Any], finite: bool
 ) -> None:
     """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
-    if x is not None and len(x) == 0:
+    for name, value in (("x", x), ("y", y)):
+        if value is not None:
+            check_type(name, value, Tensor, "a batch of samples")
+    if x is not None and (x.ndim == 0 or len(x) == 0):
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one sample.")
     if mask is not None:
         if y is None:

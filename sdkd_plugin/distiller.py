@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_finite, check_shape, check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
@@ -26,6 +27,7 @@ from sdkd_plugin.teachers import (
 )
 
 
+@explained
 class SDKDDistiller(nn.Module):
     """A student, a `DistillationLoss` and a task loss.
 
@@ -104,6 +106,7 @@ class SDKDDistiller(nn.Module):
         """The student's forecast alone."""
         return self.student(x, **accepted_inputs(self._inputs, inputs))
 
+    @explained
     def step(
         self,
         x: Float[Tensor, "batch ..."],

@@ -22,6 +22,7 @@ from safetensors.torch import _TYPES, load_file, save
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_type, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin._files import atomic_path, check_writable, locked
 from sdkd_plugin._version import __version__
 from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
@@ -36,6 +37,7 @@ _DTYPES: dict[str, torch.dtype] = {k: v for k, v in _TYPES.items() if v is not N
 _Values = Mapping[str, Any]
 
 
+@explained
 @dataclass(frozen=True)
 class ModelCard:
     """What a saved model is: all values are numbers, strings, lists and mappings.
@@ -103,6 +105,7 @@ def describe_transform(transform: AbstractTransform) -> dict[str, Any]:
     }
 
 
+@explained
 def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard) -> Path:
     """Write a model's weights and its card; the folder is made if need be, and returned.
 
@@ -152,6 +155,7 @@ def has_model(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / CARD).is_file()
 
 
+@explained
 def load_model(
     folder: str | os.PathLike[str], fits: ModelCard | None = None
 ) -> tuple[nn.Module, ModelCard]:
@@ -183,6 +187,7 @@ def load_model(
     return model.eval(), card
 
 
+@explained
 def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     """The card of a saved model alone; raises as `load_model`."""
     return _read_card(_existing(folder))[0]

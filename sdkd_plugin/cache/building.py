@@ -12,7 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
-from sdkd_plugin._checks import check_choice, check_positive_int, check_shape
+from sdkd_plugin._checks import MOST_SEED, check_choice, check_positive_int, check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin._files import locked
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.cache import files
@@ -40,6 +41,7 @@ def precompute(loss: DistillationLoss, batches: Batches) -> tuple[TeacherOutput,
 def precompute(
     loss: DistillationLoss, batches: Batches, cache: Folder, **options: Any
 ) -> TeacherCache: ...
+@explained
 def precompute(
     loss: DistillationLoss, batches: Batches, cache: Folder | None = None, **options: Any
 ) -> tuple[TeacherOutput, ...] | TeacherCache:
@@ -90,6 +92,7 @@ def precompute(
     return _on_disk(loss, batches, cache, **options)
 
 
+@explained
 def _on_disk(
     loss: DistillationLoss,
     batches: Batches,
@@ -104,7 +107,7 @@ def _on_disk(
 ) -> TeacherCache:
     check_choice("storage", storage, get_args(Storage))
     check_positive_int("views", views, minimum=0)
-    check_positive_int("seed", seed, minimum=0)
+    check_positive_int("seed", seed, 0, MOST_SEED)
     if (augmentation is None) != (views == 0):
         raise ValueError(
             f"`views` is {views} and `augmentation` is {augmentation!r}, expected both or neither."

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdkd_plugin._checks import check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import files
 from sdkd_plugin.cache.chunks import decoded, input_sums
 from sdkd_plugin.cache.files import Part
@@ -23,6 +24,7 @@ _SAME = 1e-6
 """How far sums of the same inputs on two devices may differ, of the sum of magnitudes."""
 
 
+@explained
 class TeacherCache(StoredOutputs):
     """Outputs of teachers on disk by sample number, in place of a teacher; see `precompute`.
 
@@ -110,6 +112,7 @@ class TeacherCache(StoredOutputs):
             f"as {self.key['storage']}; relative error of storing: {errors}"
         )
 
+    @explained
     def outputs(
         self, index: Int[Tensor, " batch *view"], x: Float[Tensor, "batch ..."] | None = None
     ) -> tuple[TeacherOutput, ...]:

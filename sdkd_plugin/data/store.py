@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdkd_plugin._checks import shown
+from sdkd_plugin._checks import check_type, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin._files import atomic_path as atomic_path
 from sdkd_plugin._files import check_writable
 
@@ -69,6 +70,7 @@ def _load(path: Path, parameters: Mapping[str, object]) -> Tensor:
     return array
 
 
+@explained
 def load_or_compute(
     stem: str,
     compute: Callable[[], Tensor],
@@ -85,6 +87,7 @@ def load_or_compute(
     Raises:
         ValueError: if the file there is damaged or was computed from other parameters.
     """
+    check_type("stem", stem, str, "the beginning of the file's name")
     where = default_folder() if folder is None else Path(folder).expanduser()
     path = where / f"{stem}-{parameters_key(parameters)[:16]}.safetensors"
     if path.exists():

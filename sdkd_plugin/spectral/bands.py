@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_positive_int, shown
+from sdkd_plugin._explained import explained
 
 SAME_FREQUENCY = 1e-9
 """Frequencies this close are one: round-off must not tear an eigenspace apart at a hard edge."""
@@ -28,6 +29,7 @@ class Spectrum(NamedTuple):
     energy: Tensor
 
 
+@explained
 @dataclass(frozen=True)
 class Bands:
     """A partition of the frequencies [0, 1] into bands, ordered from low to high.
@@ -76,11 +78,13 @@ class Bands:
             )
 
     @classmethod
+    @explained
     def split(cls, cutoff: float, transition: float = 0.0) -> "Bands":
         """Two bands: low below ``cutoff``, in (0, 1), high from there on."""
         return cls((cutoff,), transition)
 
     @classmethod
+    @explained
     def dyadic(cls, n: int, transition: float = 0.0) -> "Bands":
         """``n`` bands, from 2 to 64, octaves: edges 1/2, 1/4, 1/8 and so on.
 
@@ -94,6 +98,7 @@ class Bands:
         return cls(tuple(2.0**-i for i in range(n - 1, 0, -1)), transition)
 
     @classmethod
+    @explained
     def from_energy(cls, spectrum: Spectrum, n: int, transition: float = 0.0) -> "Bands":
         """``n`` bands whose energies are as nearly equal as the domain's frequencies allow.
 
@@ -147,6 +152,7 @@ class Bands:
         """Number of bands."""
         return len(self.edges) + 1
 
+    @explained
     def __call__(self, frequencies: Float[Tensor, "*shape"]) -> Float[Tensor, "n_bands *shape"]:
         """Power weight of each band at each frequency, in [0, 1]; the bands' sum to 1."""
         ones = torch.ones_like(frequencies)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
@@ -30,6 +31,7 @@ Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 MEAN = "mean of the teachers"
 
 
+@explained
 def study(
     task: Task,
     *,
@@ -90,6 +92,11 @@ def study(
         ['teacher', 'student alone', 'plain-MSE distillation', 'SDKD']
     """
     check_positive("lr", lr)
+    if isinstance(student, nn.Module):
+        kind = type(student).__name__
+        raise ValueError(
+            f"`student` is a {kind}, expected a function that makes one, anew each time."
+        )
     counts = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
     for name, value in counts.items():
         check_positive_int(name, value)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from tsl.data import SpatioTemporalDataModule
 from tsl.data.loader import StaticGraphLoader
 
-from sdkd_plugin._checks import check_positive_int
+from sdkd_plugin._checks import MOST_SEED, check_positive_int
 
 
 class SeededDataModule(SpatioTemporalDataModule):
@@ -23,7 +23,7 @@ class SeededDataModule(SpatioTemporalDataModule):
 
     def __init__(self, *args: Any, seed: int = 0, **module: Any) -> None:
         super().__init__(*args, **module)
-        check_positive_int("seed", seed, minimum=0)
+        check_positive_int("seed", seed, 0, MOST_SEED)
         self.seed = seed
 
     def train_dataloader(self, shuffle: bool = True, batch_size: int | None = None) -> DataLoader:
@@ -52,7 +52,7 @@ class SeededEpochs(pl.Callback):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        check_positive_int("seed", seed, minimum=0)
+        check_positive_int("seed", seed, 0, MOST_SEED)
         self.seed = seed
 
     def on_train_batch_start(
