@@ -40,10 +40,11 @@ def _wrong_type(function: Any, args: Any, kwargs: Any, error: Exception) -> str 
     """What is wrong with the type of an argument, unless an error says that already."""
     if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
         return None
-    from beartype import BeartypeConf, BeartypeHintOverrides
+    from beartype import BeartypeConf, FrozenDict
     from beartype.door import is_bearable
 
-    numbers = BeartypeConf(hint_overrides=BeartypeHintOverrides({int: Integral, float: Real}))
+    overrides: Any = FrozenDict
+    numbers = BeartypeConf(hint_overrides=overrides({int: Integral, float: Real}))
     try:
         signature, hints = inspect.signature(function), get_type_hints(function)
         given = signature.bind(*args, **kwargs).arguments

@@ -396,6 +396,8 @@ def outcome(call: Call, changed: Mapping[str, Any]) -> str | None:
             return None
         if isinstance(error, OSError) and "cannot be written" in text:
             return None
+        if isinstance(error, RuntimeError) and "diverged" in text:
+            return None
         if not isinstance(error, ValueError | TypeError | FileNotFoundError):
             return f"{type(error).__name__}: {text[:200]}"
         if len(text) > 3000:

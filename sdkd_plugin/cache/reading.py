@@ -15,7 +15,7 @@ from torch import Tensor
 from sdkd_plugin._checks import check_shape
 from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import files
-from sdkd_plugin.cache.chunks import decoded, input_sums
+from sdkd_plugin.cache.chunks import decoded, weighted_sums
 from sdkd_plugin.cache.files import Part
 from sdkd_plugin.cache.key import FORMAT, differences
 from sdkd_plugin.teachers import InputNames, StoredOutputs, TeacherOutput
@@ -125,7 +125,7 @@ class TeacherCache(StoredOutputs):
         if x is not None:
             check_shape("index", rows.shape, x.shape[:1], "one number for each sample of x")
             known = torch.from_numpy(self._sums[rows])
-            other = ((input_sums(x).cpu() - known).abs() > _SAME * known[:, 1:]).any(1)
+            other = ~((weighted_sums(x).cpu() - known[:, 0]).abs() <= _SAME * known[:, 1])
             if bool(other.any()):
                 raise ValueError(
                     f"the inputs of sample {index.cpu()[other][0].tolist()} are not those of the "

@@ -316,8 +316,10 @@ def _energy(evidence: BandEvidence) -> Tensor:
 
 
 def _check(*, max_weight: float = 2.0, floor: float = 1.0, decay: float = 0.0) -> None:
-    if not 1 < max_weight < float("inf"):
-        raise ValueError(f"`max_weight` is {max_weight}, expected a finite number above 1.")
+    if not 1 < max_weight <= 1e9:
+        raise ValueError(
+            f"`max_weight` is {max_weight}, expected a finite number above 1, at most 1e9."
+        )
     if not 0 < floor <= 1:
         raise ValueError(f"`floor` is {floor}, expected a share in (0, 1].")
     if not 0 <= decay < 1:

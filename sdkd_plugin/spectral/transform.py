@@ -124,10 +124,11 @@ def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = Fals
         )
     if batched and x.ndim == -axes[0]:
         raise ValueError(
-            f"`x` as a field has shape {tuple(x.shape)}, expected a batch axis before its domain, {shape}."
+            f"`x` as a field has shape {tuple(x.shape)}, expected a batch axis before its domain, "
+            f"{shape}."
         )
     if x.numel() == 0:
         raise ValueError(
-            f"`x` as a field has shape {tuple(x.shape)}, expected at least one sample and one channel: "
-            "an empty batch has no energy."
+            f"`x` as a field has shape {tuple(x.shape)}, expected at least one sample and one "
+            "channel: an empty batch has no energy."
         )

@@ -94,9 +94,7 @@ def study(
     check_positive("lr", lr)
     if isinstance(student, nn.Module):
         kind = type(student).__name__
-        raise ValueError(
-            f"`student` is a {kind}, expected a function that makes one, anew each time."
-        )
+        raise ValueError(f"`student` is a {kind}, expected a function that makes one.")
     counts = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
     for name, value in counts.items():
         check_positive_int(name, value)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from sdkd_plugin._checks import check_finite, check_positive_int, check_type
+from sdkd_plugin._checks import check_finite, check_positive_int, check_type, shown
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
 from sdkd_plugin.report import forecast_scores
@@ -201,7 +201,7 @@ class Arm:
         self.alone = options.get("kd_weight") == 0
         self.setting = "all labels" if labels == 1 else f"{100 * labels:.3g}% of the labels"
         if not 0 <= labels <= 1 or (labels == 0 and self.alone):
-            raise ValueError(f"`labels` is {labels} for {name!r}, expected a share in (0, 1].")
+            raise ValueError(f"`labels` is {labels} for {shown(name)}, expected a share in (0, 1].")
 
 
 @explained
