@@ -118,8 +118,10 @@ def check_batch(
 ) -> None:
     """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
     for name, value in (("x", x), ("y", y)):
-        if value is not None:
+        if not isinstance(value, Tensor | None):
             check_type(name, value, Tensor, "a batch of samples")
+        elif value is not None and value.is_complex():
+            raise ValueError(f"`{name}` is of {value.dtype}, expected real numbers.")
     if x is not None and (x.ndim == 0 or len(x) == 0):
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one sample.")
     if mask is not None:

@@ -106,7 +106,6 @@ class SDKDDistiller(nn.Module):
         """The student's forecast alone."""
         return self.student(x, **accepted_inputs(self._inputs, inputs))
 
-    @explained
     def step(
         self,
         x: Float[Tensor, "batch ..."],

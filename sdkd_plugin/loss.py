@@ -282,7 +282,6 @@ class DistillationLoss(nn.Module):
             outputs.append(call_model(teacher, x, taken, taps))
         return tuple(outputs)
 
-    @explained
     def forward(
         self,
         forecast: Float[Tensor, "batch ..."],

@@ -322,10 +322,9 @@ def table(folder: Path) -> dict[str, Call]:
             {"forecast": X, "truth": Y, "latitude": torch.linspace(-80, 80, 8)},
         ),
         "load_or_compute": Call(
-            load_or_compute,
+            partial(load_or_compute, compute=lambda: torch.ones(2)),
             {
-                **{"stem": "a", "compute": lambda: torch.ones(2), "parameters": {"n": 1}},
-                "folder": folder,
+                **{"stem": "a", "parameters": {"n": 1}, "folder": folder},
             },
         ),
         "ModelCard": Call(ModelCard, {"model": "UNet", "arguments": {}, "units": {}}),

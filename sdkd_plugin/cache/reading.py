@@ -170,6 +170,8 @@ class TeacherCache(StoredOutputs):
     def _rows(self, index: Tensor) -> np.ndarray:
         """Places of samples and views in the files."""
         given = index.cpu().numpy()
+        if given.ndim not in (1, 2) or given.shape[1:] not in ((), (2,)):
+            raise ValueError(f"`index` has shape {given.shape}, expected (batch,) or (batch, 2).")
         numbers, views = given.T if given.ndim == 2 else (given, np.zeros(1, np.int64))
         places = numbers
         if self._order is not None:

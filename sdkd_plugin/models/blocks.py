@@ -27,7 +27,8 @@ def check_multiple(argument: str, got: int, divisor: int, why: str) -> None:
 
 def check_input(x: Tensor, channels: int, smallest: int) -> None:
     """Refuse an input of a wrong shape; every ``forward`` calls it, so it waits for no device."""
-    check_type("x", x, Tensor, "a batch of fields")
+    if not isinstance(x, Tensor):
+        check_type("x", x, Tensor, "a batch of fields")
     # NumPy's integers compare to NumPy's bools.
     torch._check_value(
         x.ndim == 4 and x.shape[1] == int(channels),

@@ -54,7 +54,8 @@ class GraphSizes:
 
     def checked(self, x: Tensor, u: Tensor | None) -> Tensor | None:
         """Check a batch; return ``u`` with a node axis, of length 1 where all nodes share it."""
-        check_type("x", x, Tensor, "a batch of readings")
+        if not isinstance(x, Tensor):
+            check_type("x", x, Tensor, "a batch of readings")
         if x.ndim != 4:
             raise ValueError(
                 f"`x` has shape {tuple(x.shape)}, expected (batch, time, nodes, features); "

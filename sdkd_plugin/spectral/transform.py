@@ -114,7 +114,8 @@ def working_dtype(x: Tensor) -> torch.dtype:
 def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = False) -> None:
     """Refuse a field that is empty or does not lie on the transform's domain."""
     shape, axes = transform.domain_shape, transform.domain_axes
-    check_type("x", x, Tensor, "a field")
+    if not isinstance(x, Tensor):
+        check_type("x", x, Tensor, "a field")
     if not x.is_floating_point():
         raise ValueError(f"`x` as a field is of {x.dtype}, expected floating-point numbers.")
     if x.ndim < -axes[0] or tuple(map(x.shape.__getitem__, axes)) != shape:
