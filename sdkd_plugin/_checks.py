@@ -114,11 +114,16 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
 
 
 def check_batch(
-    x: Tensor | None, y: Tensor | None, mask: Tensor | None, inputs: Mapping[str, Any], finite: bool
+    x: Tensor | None,
+    y: Tensor | None,
+    mask: Tensor | None,
+    inputs: Mapping[str, Any],
+    finite: bool,
+    **forecast: Tensor,
 ) -> None:
     """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor | None):
+    for name, value in (("x", x), ("y", y), *forecast.items()):
+        if not isinstance(value, Tensor) and (name == "forecast" or value is not None):
             check_type(name, value, Tensor, "a batch of samples")
         elif value is not None and value.is_complex():
             raise ValueError(f"`{name}` is of {value.dtype}, expected real numbers.")

@@ -312,7 +312,7 @@ class DistillationLoss(nn.Module):
         """
         if not inputs.keys() <= self.inputs.names:
             inputs = accepted_inputs(self.inputs, inputs)
-        check_batch(x, y, mask, inputs, finite=self.check_finite)
+        check_batch(x, y, mask, inputs, finite=self.check_finite, forecast=forecast)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs, index)
 
     def compare(

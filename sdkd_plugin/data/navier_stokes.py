@@ -139,6 +139,8 @@ def navier_stokes(
             f"{solver_resolution}."
         )
     n = solver_resolution
+    if duration > 1e6 * record_interval:
+        raise ValueError(f"`duration` is {shown(duration)}, expected at most 1e6 record intervals.")
     times = scheme_times("etdrk4", n, duration, record_interval, dt)
     force = forcing_field(fno_forcing, n, n)
     parameters = {
