@@ -11,17 +11,22 @@ from sdkd_plugin.distiller import SDKDDistiller
 from sdkd_plugin.judging import measure_teachers
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses import (
+    AMSE,
     AdaptiveWeighting,
     AEKDAggregation,
     CAMKDAggregation,
     ConfidenceWeighting,
+    DerivativeMatching,
     FixedWeighting,
     FrequencyAlignedLoss,
     LatentPair,
     MeanAggregation,
     RelativeWeighting,
+    SpectralLoss,
     frequency_aligned_loss,
+    inverse_energy_weights,
 )
+from sdkd_plugin.on_policy import OnPolicy
 from sdkd_plugin.resolution import AtResolution
 from sdkd_plugin.spectral import (
     Bands,
@@ -35,12 +40,14 @@ from sdkd_plugin.taps import TapReader
 from sdkd_plugin.teachers import TeacherOutput
 
 __all__ = [
+    "AMSE",
     "AEKDAggregation",
     "AdaptiveWeighting",
     "AtResolution",
     "Bands",
     "CAMKDAggregation",
     "ConfidenceWeighting",
+    "DerivativeMatching",
     "DistillationLoss",
     "DistillationTerms",
     "FixedWeighting",
@@ -51,9 +58,11 @@ __all__ = [
     "LatentPair",
     "MeanAggregation",
     "Mixup",
+    "OnPolicy",
     "ProductTransform",
     "RelativeWeighting",
     "SDKDDistiller",
+    "SpectralLoss",
     "Spectrum",
     "SphereTransform",
     "TapReader",
@@ -61,6 +70,7 @@ __all__ = [
     "TeacherOutput",
     "__version__",
     "frequency_aligned_loss",
+    "inverse_energy_weights",
     "measure_teachers",
     "precompute",
 ]

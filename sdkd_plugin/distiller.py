@@ -4,16 +4,19 @@ What a forecast is compared with is in `loss`; optimizers, epochs and data are t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_batch, check_finite, check_shape, check_type
+from sdkd_plugin._checks import check_batch, check_type
 from sdkd_plugin._explained import explained
-from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
+from sdkd_plugin.losses.derivatives import DerivativeMatching
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
+from sdkd_plugin.on_policy import StudentAugmentation, augmentation_for, augmented
 from sdkd_plugin.spectral import AbstractTransform, Bands
 from sdkd_plugin.teachers import (
     InputNames,
@@ -42,9 +45,13 @@ class SDKDDistiller(nn.Module):
         task_loss: ``mse``, ``mae``, ``relative_l2``, or a function of forecast and labels that
             returns the loss of each element or of each sample (``reduction="none"`` in torch).
         augmentation: of ``x``, for function matching: ``mixup``, ``noise``, or a function that
-            keeps the shape. Teacher and student are compared on the augmented ``x``, the labels
+            keeps the shape; or ``on-policy``, an `OnPolicy` of the student with its defaults.
+            Teacher and student are compared on the augmented ``x``, the labels
             with a second forecast, of ``x`` as it is. It excludes options that judge a teacher by
             labels.
+        derivatives: match the derivatives of student and teachers too, in random directions on the
+            domain, which is also that of ``x``; a loss beside the others, times ``kd_weight``, and
+            ``kd_derivatives`` in the terms.
         example: inputs ``{"x": ..., **inputs}`` of any batch size; needed with ``latents``.
             With stored outputs it has the ``index`` of its samples too.
         **options: of `DistillationLoss`: ``weighting``, ``kd_weight``, ``aggregation``,
@@ -54,7 +61,6 @@ class SDKDDistiller(nn.Module):
         ValueError: as `DistillationLoss`, and if teacher and student share weights.
 
     Example:
-        >>> import torch
         >>> from sdkd_plugin import Bands, GridTransform
         >>> teacher, student = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
         >>> distiller = SDKDDistiller(teacher, student, GridTransform((8, 8)), Bands.split(0.25))
@@ -72,7 +78,8 @@ class SDKDDistiller(nn.Module):
         bands: Bands | None = None,
         *,
         task_loss: TaskLossName | TaskLoss = "mse",
-        augmentation: AugmentationName | Augmentation | None = None,
+        augmentation: StudentAugmentation | None = None,
+        derivatives: DerivativeMatching | None = None,
         example: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -84,11 +91,17 @@ class SDKDDistiller(nn.Module):
         self._known_inputs = InputNames.any_of((self._inputs, self.loss.inputs))
         check_no_shared_weights(self.loss.teachers, student)
         self.task_loss = make_task_loss(task_loss)
-        self.augmentation = None if augmentation is None else make_augmentation(augmentation)
+        self.augmentation = augmentation_for(student, augmentation)
         if self.augmentation is not None and self.loss.stored is not None:
             raise ValueError(
                 "`augmentation` is given with stored outputs, but the teachers must run on the "
                 "augmented inputs: leave it out, and precompute with `augmentation` and `views`."
+            )
+        self.derivatives = derivatives
+        if derivatives is not None and self.loss.stored is not None:
+            raise ValueError(
+                "`derivatives` is given with stored outputs, but the teachers must run near `x`: "
+                "leave it out, or give live teachers."
             )
         if self.augmentation is not None and self.loss.needs_labels:
             raise ValueError(
@@ -160,15 +173,30 @@ class SDKDDistiller(nn.Module):
             if views is not None and index is not None:
                 index, x = views.draw_views(index, x)
             elif self.augmentation is not None:
-                augmented = self.augmentation(x)
-                check_shape("augmentation(x)", augmented.shape, x.shape, "it keeps the shape")
-                x = augmented
-                if loss.check_finite:
-                    check_finite("augmentation(x)", x)
+                x = augmented(self.augmentation, x, accepted, finite=loss.check_finite)
         mine = call_model(self.student, x, accepted, loss.student_taps)
         if task is None:
             task = mine.forecast.new_zeros(())
             if y is not None:
                 task = masked_error(mine.forecast, y, mask, self.task_loss)
+        derivatives = self.derivatives if loss.kd_weight > 0 else None
+        if derivatives is not None and outputs is None:
+            outputs = loss.teacher_outputs(x, **inputs)
         terms = loss.compare(mine.forecast, x, y, mask, mine.latents, outputs, inputs, index)
+        if derivatives is not None and outputs is not None:
+            value = derivatives(
+                lambda moved: self.student(moved, **accepted),
+                lambda moved: _mean_forecast(loss.teacher_outputs(moved, **inputs)),
+                x,
+                mine.forecast,
+                _mean_forecast(outputs),
+                loss.transform,
+                loss.bands,
+            )
+            features = {**terms.features, "derivatives": value.detach()}
+            terms = replace(terms, total=terms.total + loss.kd_weight * value, features=features)
         return terms.with_task(task)
+
+
+def _mean_forecast(outputs: Sequence[TeacherOutput]) -> Tensor:
+    return torch.stack([each.forecast for each in outputs]).mean(0)

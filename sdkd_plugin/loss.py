@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from sdkd_plugin._checks import check_batch, check_choice, check_positive, check_shape, check_type
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses import AbstractAggregation, AbstractWeighting, AggregationName, LatentPair
+from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import WeightingName
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss, FrequencyTerms
-from sdkd_plugin.losses.latents import LatentLosses
+from sdkd_plugin.losses.latents import LatentLosses, check_pairs
 from sdkd_plugin.losses.task import sample_errors
 from sdkd_plugin.losses.teacher_weights import (
     TeacherEvidence,
@@ -125,6 +126,7 @@ class DistillationLoss(nn.Module):
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
         trust: lower teachers' weights in bands where `measure_teachers` finds them of no use.
+        amse: counts amplitude that the student lacks too, see `AMSE`; none by default.
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
 
@@ -155,6 +157,7 @@ class DistillationLoss(nn.Module):
         resolutions: Resolutions = "equal",
         latents: Sequence[LatentPair] = (),
         trust: bool = True,
+        amse: AMSE | None = None,
         check_finite: bool = True,
     ) -> None:
         super().__init__()
@@ -173,6 +176,7 @@ class DistillationLoss(nn.Module):
             aliased_copy(transform),
             Bands.split(0.25) if bands is None else bands,
             copy.deepcopy(weighting),
+            amse=amse,
         )
         self.trust = TeacherTrust(self.bands.n_bands) if trust else None
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
@@ -183,11 +187,11 @@ class DistillationLoss(nn.Module):
         self.needs_labels = (
             teacher_bound is not None
             or self.aggregation.needs_labels
-            or self.frequency.weighting.needs_teacher_error
+            or self.frequency.needs_labels
         )
         self.latents = tuple(latents)
         self.latent_losses: LatentLosses | None = None
-        _check_pairs(self.latents, len(kinds))
+        check_pairs(self.latents, len(kinds))
         self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.latents))
         self.teacher_taps = [
             tuple(dict.fromkeys(p.teacher for p in self.latents if p.teacher_index in (None, i)))
@@ -385,16 +389,3 @@ class DistillationLoss(nn.Module):
             forecast, target, y, mask, weights=band_weights, sample_weights=kept, trust=trust
         )
         return terms, weights
-
-
-def _check_pairs(pairs: Sequence[LatentPair], n_teachers: int) -> None:
-    for pair in pairs:
-        check_type("latents", pair, LatentPair, "such as LatentPair('latent', 'latent')")
-        if (pair.teacher_index or 0) >= n_teachers:
-            raise ValueError(
-                f"`LatentPair.teacher_index` is {pair.teacher_index}, expected a teacher from 0 to "
-                f"{n_teachers - 1}."
-            )
-    names = [pair.name for pair in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"`latents` is {names}, expected each pair once.")

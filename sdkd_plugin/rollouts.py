@@ -22,7 +22,12 @@ def forecasts_of(
     while True:
         forecast = model(x, **inputs)
         yield forecast
-        x = torch.cat([x, forecast if through_time else forecast.detach()], 1)[:, -x.shape[1] :]
+        x = advanced(x, forecast if through_time else forecast.detach())
+
+
+def advanced(x: Tensor, forecast: Tensor) -> Tensor:
+    """The next inputs: the forecast is appended, and the oldest frames are dropped."""
+    return torch.cat([x, forecast], 1)[:, -x.shape[1] :]
 
 
 def rollout(

@@ -14,9 +14,11 @@ import pytest
 import sdkd_plugin
 
 PUBLIC = """
-    AEKDAggregation AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
-    DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss GaussianNoise
-    GraphTransform GridTransform LatentPair MeanAggregation Mixup RelativeWeighting SDKDDistiller
+    AEKDAggregation AMSE AdaptiveWeighting AtResolution Bands CAMKDAggregation ConfidenceWeighting
+    DerivativeMatching DistillationLoss DistillationTerms FixedWeighting FrequencyAlignedLoss
+    GaussianNoise
+    GraphTransform GridTransform LatentPair MeanAggregation Mixup OnPolicy RelativeWeighting
+    SDKDDistiller SpectralLoss inverse_energy_weights
     ProductTransform Spectrum SphereTransform TapReader TeacherCache TeacherOutput __version__
     frequency_aligned_loss measure_teachers precompute
 """

@@ -12,7 +12,7 @@ import xarray
 from torch import nn
 
 from sdkd_plugin import Bands, GridTransform, LatentPair
-from sdkd_plugin.data import simulate_traffic
+from sdkd_plugin.data import Symmetry, simulate_traffic
 from sdkd_plugin.models import GraphMixer, UNet
 from sdkd_plugin.study import (
     Arm,
@@ -198,6 +198,44 @@ def test_options_reach_the_loss(task, teacher):
     arms = [Arm(str(i), **each) for i, each in enumerate(options)]
     result = study(task, student=make_net, teacher=teachers, arms=arms, **{**QUICK, "steps": 8})
     assert result.rows.mse.nunique() == 4 + len(options)
+
+
+class Scaled(nn.Module):
+    """A factor for each point of the grid."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((8, 8), factor))
+        self.latent = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.latent(self.factor * x)
+
+
+def test_a_symmetry_moves_labels_and_teachers_forecasts_with_the_inputs(task):
+    shifts = [lambda w: w.roll(1, -1), lambda w: -w.roll(1, -2)]
+    x = torch.ones(12, 2, 8, 8)
+    x[:, :, :4] = 0  # half of the points are never seen without the symmetry
+    only = Samples(x, 2 * x, torch.rand(12, 2, 8, 8) < 0.9)
+    task = dataclasses.replace(task, train=only, baselines={})
+    moved = dataclasses.replace(task, symmetry=Symmetry("shifts", shifts))
+    arms = [Arm("alone", kd_weight=0), Arm("taught", labels=0.5)]
+    run = partial(study, teacher=Scaled(2.0), lr=0.1, **{**QUICK, "steps": 12})
+    taps = Arm("latents", latents=(LatentPair(),))
+    result = run(moved, student=partial(Scaled, 0.0), arms=[*arms, taps])
+    plain = run(task, student=partial(Scaled, 0.0), arms=arms)
+    for arm in result.arms:
+        assert (result.models(arm.name, setting=arm.setting)[0].factor != 0).all()
+    for arm in plain.arms:
+        (model,) = plain.models(arm.name, setting=arm.setting)
+        assert (model.factor[:4] == 0).all()
+    # The right factors have no error wherever a sample is moved, so that they stay.
+    kept = run(moved, student=partial(Scaled, 2.0), arms=arms)
+    for arm in kept.arms:
+        (model,) = kept.models(arm.name, setting=arm.setting)
+        assert (model.factor == 2).all()
+    assert "moved by the symmetries of shifts" in kept.protocol()
+    assert set(result.rows.protocol.dropna()).isdisjoint(plain.rows.protocol.dropna())
 
 
 def test_a_table_compares_with_the_first_arms_and_the_base(task, teacher):

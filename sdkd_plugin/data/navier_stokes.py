@@ -22,6 +22,7 @@ from sdkd_plugin._checks import (
     check_positive,
     check_positive_int,
     check_sizes,
+    shown,
 )
 from sdkd_plugin._explained import explained
 from sdkd_plugin.data.store import load_or_compute

@@ -1,5 +1,6 @@
 """Losses between student, teachers and labels, and the weights of bands and teachers."""
 
+from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import (
     AbstractWeighting,
     AdaptiveWeighting,
@@ -9,9 +10,11 @@ from sdkd_plugin.losses.band_weights import (
     RelativeWeighting,
     WeightingName,
 )
+from sdkd_plugin.losses.derivatives import DerivativeMatching
 from sdkd_plugin.losses.features import AbstractFeatureLoss
 from sdkd_plugin.losses.frequency import FrequencyAlignedLoss, band_errors, frequency_aligned_loss
 from sdkd_plugin.losses.latents import LatentPair
+from sdkd_plugin.losses.objectives import SpectralLoss, inverse_energy_weights
 from sdkd_plugin.losses.task import masked_error
 from sdkd_plugin.losses.teacher_weights import (
     AbstractAggregation,
@@ -23,6 +26,7 @@ from sdkd_plugin.losses.teacher_weights import (
 )
 
 __all__ = [
+    "AMSE",
     "AEKDAggregation",
     "AbstractAggregation",
     "AbstractFeatureLoss",
@@ -32,14 +36,17 @@ __all__ = [
     "BandEvidence",
     "CAMKDAggregation",
     "ConfidenceWeighting",
+    "DerivativeMatching",
     "FixedWeighting",
     "FrequencyAlignedLoss",
     "LatentPair",
     "MeanAggregation",
     "RelativeWeighting",
+    "SpectralLoss",
     "TeacherEvidence",
     "WeightingName",
     "band_errors",
     "frequency_aligned_loss",
+    "inverse_energy_weights",
     "masked_error",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_finite, check_mask, check_shape, check_type
 from sdkd_plugin._explained import explained
+from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import (
     AbstractWeighting,
     BandEvidence,
@@ -135,6 +136,7 @@ class FrequencyAlignedLoss(nn.Module):
         bands: the partition of its frequencies.
         weighting: ``fixed``, ``relative``, ``adaptive``, ``confidence``, numbers from the lowest
             band to the highest, or an `AbstractWeighting`.
+        amse: counts lost amplitude too; the measured errors stay the mean squared ones.
 
     Raises:
         ValueError: if the weighting is unknown or does not fit the bands.
@@ -152,13 +154,22 @@ class FrequencyAlignedLoss(nn.Module):
         transform: AbstractTransform,
         bands: Bands,
         weighting: WeightingName | AbstractWeighting | Sequence[float],
+        *,
+        amse: AMSE | None = None,
     ) -> None:
         super().__init__()
+        check_type("amse", amse or AMSE(), AMSE, "such as AMSE(weight=0.5)")
         check_type("transform", transform, AbstractTransform, "such as GridTransform((64, 64))")
         check_type("bands", bands, Bands, "such as Bands.split(0.25)")
         self.transform = transform
         self.bands = bands
         self.weighting = make_weighting(weighting, bands.n_bands)
+        self.amse = AMSE(0.0) if amse is None else amse
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labels are used beside the teacher."""
+        return self.weighting.needs_teacher_error or self.amse.needs_labels
 
     def forward(
         self,
@@ -185,7 +196,7 @@ class FrequencyAlignedLoss(nn.Module):
         Args:
             student: on the domain.
             teacher: of the same shape.
-            y: labels, for a weighting that measures the teacher's error.
+            y: labels, for a weighting or an amplitude that is measured from them.
             mask: True where a label is observed.
             weights: of the bands, in place of the weighting's.
             sample_weights: of the samples in ``total``, 1 by default. The errors, and what the
@@ -206,6 +217,10 @@ class FrequencyAlignedLoss(nn.Module):
             weights = weighting(BandEvidence(measured, energy, error))
         if trust is not None:
             weights = weights * trust.to(weights)
+        if self.amse.weight:
+            fields = student, teacher, self.transform, self.bands
+            of_samples = of_samples + self.amse.excess(*fields, y, mask)
+            errors = of_samples.mean(0)
         if sample_weights is not None:
             errors = (sample_weights[:, None] * of_samples).mean(0)
         return FrequencyTerms((errors * weights).sum(), measured, weights)

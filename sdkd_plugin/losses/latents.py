@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_positive, check_positive_int
+from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_type
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.band_weights import AbstractWeighting, WeightingName
 from sdkd_plugin.losses.features import (
@@ -254,3 +254,17 @@ def _frequency_loss(
             "beforehand (decay=None)."
         )
     return FrequencyFeatureLoss(loss)
+
+
+def check_pairs(pairs: Sequence[LatentPair], n_teachers: int) -> None:
+    """Refuse what is no pair, a teacher that does not exist, or a pair given twice."""
+    for pair in pairs:
+        check_type("latents", pair, LatentPair, "such as LatentPair('latent', 'latent')")
+        if (pair.teacher_index or 0) >= n_teachers:
+            raise ValueError(
+                f"`LatentPair.teacher_index` is {pair.teacher_index}, expected a teacher from 0 to "
+                f"{n_teachers - 1}."
+            )
+    names = [pair.name for pair in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`latents` is {names}, expected each pair once.")

@@ -1,20 +1,20 @@
 """How frequencies group into bands. Which frequencies a domain has: `grid`, `graph`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive_int, shown
+from sdkd_plugin._checks import check_positive_int
 from sdkd_plugin._explained import explained
 
 SAME_FREQUENCY = 1e-9
 """Frequencies this close are one: round-off must not tear an eigenspace apart at a hard edge."""
-
-_MOST_OCTAVES = 64
 
 
 class Spectrum(NamedTuple):
@@ -92,10 +92,80 @@ class Bands:
             >>> Bands.dyadic(3).edges
             (0.25, 0.5)
         """
-        check_positive_int("n", n, minimum=2)
-        if n > _MOST_OCTAVES:
-            raise ValueError(f"`n` is {shown(n)}, expected at most {_MOST_OCTAVES} octaves.")
+        check_positive_int("n", n, minimum=2, most=64)
         return cls(tuple(2.0**-i for i in range(n - 1, 0, -1)), transition)
+
+    @classmethod
+    @explained
+    def equal(cls, n: int, transition: float = 0.0) -> "Bands":
+        """``n`` bands, at least two, of equal width.
+
+        On a periodic grid of one axis and N points each of ``N // 2`` bands has one wavenumber, and
+        the highest band Nyquist's too.
+
+        Example:
+            >>> Bands.equal(4).edges
+            (0.25, 0.5, 0.75)
+        """
+        check_positive_int("n", n, minimum=2, most=10_000)
+        return cls(tuple(i / n for i in range(1, n)), transition)
+
+    @classmethod
+    @explained
+    def from_skill(
+        cls,
+        error: Spectrum,
+        truth: Spectrum,
+        thresholds: Sequence[float] = (0.1, 1.0),
+        transition: float = 0.0,
+    ) -> "Bands":
+        """Bands that begin where a teacher's relative error crosses thresholds.
+
+        Formula: the edge of a threshold t minimises ``sum_(f < edge) (error_f - t truth_f)`` with
+        the energies at each frequency. Where the relative error grows with the frequency, that is
+        where it crosses t. So from an edge of t = 1 on the teacher's error has the truth's energy.
+
+        Args:
+            error: of teacher minus truth, from a transform's ``spectrum`` on validation data.
+            truth: of the truth, of the same transform.
+            thresholds: of the relative error energy, ascending, above 0. Those that are not
+                crossed give no edge.
+            transition: as for `Bands`.
+
+        Raises:
+            ValueError: if spectra are of different frequencies or not finite, thresholds do not
+                ascend from above 0, or none gives an edge.
+
+        Example:
+            >>> f = torch.linspace(0, 1, 5)
+            >>> error = Spectrum(f, torch.tensor([0.0, 0.01, 0.04, 0.2, 0.3]))
+            >>> truth = Spectrum(f, torch.tensor([1.0, 1.0, 0.3, 0.2, 0.2]))
+            >>> Bands.from_skill(error, truth).edges
+            (0.375, 0.625)
+        """
+        levels = tuple(float(t) for t in thresholds)
+        if not levels or levels[0] <= 0 or any(a >= b for a, b in pairwise(levels)):
+            raise ValueError(f"`thresholds` is {levels}, expected ascending numbers above 0.")
+        if error.frequencies.shape != truth.frequencies.shape or not torch.allclose(
+            error.frequencies, truth.frequencies
+        ):
+            raise ValueError("`error` and `truth` are of different transforms, expected one.")
+        frequencies, wrong = _by_frequency(error)
+        _, right = _by_frequency(truth)
+        if not (wrong.isfinite().all() and right.isfinite().all()):
+            raise ValueError("`error` or `truth` has energies that are not finite.")
+        edges = set()
+        for level in levels:
+            total = (wrong - level * right).cumsum(0)
+            below = int(total.argmin())
+            if below + 1 < len(frequencies) and total[below] < 0:
+                edges.add(float(frequencies[below : below + 2].mean()))
+        if not edges:
+            raise ValueError(
+                f"`thresholds` is {levels}, but the relative error crosses none: choose "
+                "others, or place the edge yourself by Bands.split."
+            )
+        return cls(tuple(sorted(edges)), transition)
 
     @classmethod
     @explained
@@ -121,14 +191,8 @@ class Bands:
             [0.255, 0.505, 0.755]
         """
         check_positive_int("n", n, minimum=2)
-        frequencies, order = spectrum.frequencies.double().cpu().sort()
-        energy = spectrum.energy.detach().double().cpu()[order]
-        # One entry a frequency, whatever the dimension of its eigenspace, and none for the mean.
-        starts = frequencies.diff(prepend=frequencies.new_zeros(1)) > SAME_FREQUENCY
-        group = starts.cumsum(0)
-        frequencies = frequencies[starts]
-        summed = torch.zeros(len(frequencies) + 1).double().index_add_(0, group, energy)
-        mean, energy = summed[0], summed[1:]
+        frequencies, summed = _by_frequency(spectrum)
+        mean, frequencies, energy = summed[0], frequencies[1:], summed[1:]
         # Below a share of 1e-12 it is the round-off of a float32 transform.
         if not summed.isfinite().all() or energy.sum() <= 1e-12 * mean:
             raise ValueError(
@@ -163,6 +227,15 @@ class Bands:
         if self.transition == 0:
             return (distance >= -SAME_FREQUENCY).to(distance.dtype)
         return (1 + torch.sin(math.pi * (distance / self.transition).clamp(-0.5, 0.5))) / 2
+
+
+def _by_frequency(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+    """The distinct frequencies, the mean's first, and the energy of each."""
+    frequencies, order = spectrum.frequencies.double().cpu().sort()
+    energy = spectrum.energy.detach().double().cpu()[order]
+    starts = frequencies.diff(prepend=frequencies.new_zeros(1)) > SAME_FREQUENCY
+    distinct = torch.cat([frequencies.new_zeros(1), frequencies[starts]])
+    return distinct, torch.zeros_like(distinct).index_add_(0, starts.cumsum(0), energy)
 
 
 def _nearest_increasing(share: Tensor, n: int) -> Tensor:

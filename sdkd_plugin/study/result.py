@@ -101,14 +101,15 @@ class Result:
         """Data, splits, training and test in words."""
         task, recipe = self.task, self.trainings[0].recipe
         best = self.rows.groupby("model").validation.mean().idxmin()
+        moved = f", moved by the symmetries of {task.symmetry.name}" if task.symmetry else ""
         return (
             f"{task.name}: {task.source}. {len(task.train)} samples for training, "
             f"{len(task.validation)} for validation, {len(task.test)} for the test. Mean over "
             f"{self.rows.seed.nunique()} seed(s) (± standard deviation) of errors on the test "
             f"samples in physical units. Every arm takes {recipe.steps} steps of batch "
-            f"{recipe.batch_size} and keeps the best of {recipe.validations} validations. Best arm "
-            f"on validation data: {best}. p: two-sided paired t-test over seeds. ms: one sample, "
-            "comparable within this table."
+            f"{recipe.batch_size}{moved} and keeps the best of {recipe.validations} validations. "
+            f"Best arm on validation data: {best}. p: two-sided paired t-test over seeds. "
+            "ms: one sample, comparable within this table."
         )
 
     def models(self, name: str, *, setting: str | None = None) -> list[nn.Module]:

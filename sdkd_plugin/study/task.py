@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from sdkd_plugin._checks import check_finite, check_positive_int, check_type, shown
 from sdkd_plugin._explained import explained
+from sdkd_plugin.data.symmetry import Symmetry
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
 from sdkd_plugin.report import forecast_scores
 from sdkd_plugin.report.records import fingerprint
@@ -82,6 +83,9 @@ class Task:
         measure: the score that arms are compared by.
         baselines: forecasts without training, by name: functions of samples in the models' units.
         labels_first: of a share of labelled samples, whether it is the first; else it is drawn.
+        symmetry: each sample gets a random element of it in every step of every arm, and so do its
+            labels and the teachers' stored forecasts; where latents are distilled the teachers
+            forecast at every step.
         name: for rows and tables.
         source: where the data come from, for tables.
         positions: of the nodes of a graph, for maps: east and north, in one unit.
@@ -105,6 +109,7 @@ class Task:
     measure: str = "mse"
     baselines: Mapping[str, Callable[[Samples], Tensor]] = field(default_factory=dict)
     labels_first: bool = False
+    symmetry: Symmetry | None = None
     name: str = "task"
     source: str = "tensors"
     positions: Float[Tensor, "nodes 2"] | None = None
@@ -124,7 +129,10 @@ class Task:
         parts = [(s.x, s.y, s.mask, s.inputs) for s in (self.train, self.validation, self.test)]
         units = [self.task_loss, self.scale, self.offset, self.at]
         domain = [self.transform, self.transform.domain_axes, self.bands]
-        return fingerprint([parts, self.shared, units, domain, self.labels_first])
+        identity = [parts, self.shared, units, domain, self.labels_first]
+        if (group := self.symmetry) is not None:
+            identity += [group.name, group.elements(self.train.y.shape[-group.axes :])]
+        return fingerprint(identity)
 
     def labelled(self, share: float, seed: int) -> Bool[Tensor, " samples"]:
         """Which training samples have labels, if only a share of them has."""

@@ -195,13 +195,25 @@ class Training:
         if labelled is not None:
             mask = labelled.to(self.device).reshape(-1, *[1] * (batch.y.ndim - 1))
             mask = mask if batch.mask is None else mask & batch.mask
-        if not isinstance(model, SDKDDistiller):
-            forecast = model(batch.x, **accepted_inputs(model, inputs))
-            return DistillationTerms(masked_error(forecast, batch.y, mask, self.task.task_loss))
-        outputs = None
-        if not self.arm.options.get("augmentation"):
+        x, y, outputs = batch.x, batch.y, None
+        if isinstance(model, SDKDDistiller) and self._ahead:
             outputs = [each.select(index).to(self.device) for each in self.outputs]
-        return model.step(batch.x, batch.y, mask, outputs=outputs, **inputs)
+        if self.task.symmetry is not None:
+            known = [each.forecast for each in outputs or ()]
+            masks = [] if mask is None else [mask]
+            x, y, *moved = self.task.symmetry.together(x, y, *masks, *known)
+            mask = moved.pop(0) if masks else None
+            outputs = outputs and [TeacherOutput(forecast) for forecast in moved]
+        if isinstance(model, SDKDDistiller):
+            return model.step(x, y, mask, outputs=outputs, **inputs)
+        forecast = model(x, **accepted_inputs(model, inputs))
+        return DistillationTerms(masked_error(forecast, y, mask, self.task.task_loss))
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether the teachers' stored outputs are used."""
+        live = self.task.symmetry is not None and self.arm.options.get("latents")
+        return not live and not self.arm.options.get("augmentation")
 
 
 def _checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -17,11 +17,14 @@ from sdkd_plugin._checks import check_shape, check_type
 from sdkd_plugin.adapters.neuralop.units import check_same_units
 from sdkd_plugin.distributed import DistributedSync, average_measurements, several_processes
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
+from sdkd_plugin.losses import SpectralLoss
 from sdkd_plugin.losses.task import TaskLossName, make_task_loss, masked_error
+from sdkd_plugin.on_policy import StudentAugmentation, augmentation_for, augmented
 from sdkd_plugin.taps import TapReader
 from sdkd_plugin.teachers import (
     StoredOutputs,
     TeacherOutput,
+    accepted_inputs,
     check_no_shared_weights,
     named_inputs,
 )
@@ -58,12 +61,15 @@ class TrainerLoss:
     Args:
         loss: the distillation; with one teacher if the samples hold its outputs.
         student: the model that the trainer trains.
-        task_loss: ``mse``, ``mae`` or ``relative_l2``, a mean over the observed labels; or a
-            function called as the host calls it, ``task_loss(out, y=y, ...)`` for a sum over the
-            batch, such as ``LpLoss(d=2)``. Unlabelled samples are left out of its batch, and the
-            sum is scaled to all samples. If only some labels of a sample are missing, a function
-            with a parameter ``mask`` receives it, for `LpLoss` both fields are set to 0 there, and
-            any other function is refused.
+        task_loss: ``mse``, ``mae``, ``relative_l2`` or a `SpectralLoss`, a mean over the observed
+            labels; or a function called as the host calls it, ``task_loss(out, y=y, ...)`` for a
+            sum over the batch, such as ``LpLoss(d=2)``. Unlabelled samples are left out of its
+            batch, and the sum is scaled to all samples. If only some labels of a sample are
+            missing, a function with a parameter ``mask`` receives it, for `LpLoss` both fields are
+            set to 0 there, and any other function is refused.
+        augmentation: of ``x``, as of `SDKDDistiller`: student and teachers are compared on the
+            augmented ``x``, which costs a second forecast. For ``on-policy`` a forecast has the
+            units of ``x``.
         on_step: called with the terms of every training step, to log them.
         data_processor: the trainer's, to compare with ``teacher_processor``.
         teacher_processor: the one that the teacher was trained with. A teacher with other
@@ -91,6 +97,7 @@ class TrainerLoss:
         student: nn.Module | None = None,
         task_loss: TaskLossName | Callable[..., Tensor] = "mse",
         *,
+        augmentation: StudentAugmentation | None = None,
         on_step: Callable[[DistillationTerms], None] | None = None,
         data_processor: DataProcessor | None = None,
         teacher_processor: DataProcessor | None = None,
@@ -106,6 +113,13 @@ class TrainerLoss:
             raise ValueError(f"`teacher_processor` is given but `data_processor` is None: {remedy}")
         self.loss = loss
         self.task_loss = _host_loss(task_loss)
+        self.augmentation = augmentation_for(student, augmentation)
+        if self.augmentation is not None and (loss.stored is not None or loss.needs_labels):
+            raise ValueError(
+                "`augmentation` is given, but the teachers' outputs are stored, or an option uses "
+                "labels; augmented inputs have neither: leave one of them out."
+            )
+        self.student = student
         self.on_step = on_step
         self.last_terms: DistillationTerms | None = None
         # What a teacher names. One that takes any keyword would warn of what is not for it.
@@ -145,6 +159,16 @@ class TrainerLoss:
             return self.task_loss(out, x=x, y=y, mask=mask, **sample)
         if several := several_processes():
             self._sync.join()
+        compared: tuple[Tensor | None, ...] = out, x, y, mask
+        if self.augmentation is not None and self.loss.kd_weight > 0:
+            if x is None or teacher is not None:
+                raise ValueError(
+                    "`augmentation` is given, but the sample has no `x` or the teacher's outputs: "
+                    "the teachers must run on the augmented inputs."
+                )
+            accepted = accepted_inputs(self.student, sample)
+            moved = augmented(self.augmentation, x, accepted, finite=self.loss.check_finite)
+            compared = self.student(moved, **accepted), moved, None, None
         outputs = None
         if teacher is not None:
             known = {n[len(_LATENT) :]: v for n, v in sample.items() if n.startswith(_LATENT)}
@@ -152,7 +176,7 @@ class TrainerLoss:
         inputs = {name: sample[name] for name in self._inputs & sample.keys()} if sample else {}
         latents = self._taps.read() if self.loss.latents else None
         known = {"outputs": outputs, "index": index}
-        terms = self.loss(out, x, y, mask, latents=latents, **known, **inputs)
+        terms = self.loss(*compared, latents=latents, **known, **inputs)
         task = self.task_loss(out, x=x, y=y, mask=mask, **sample) / len(out)
         terms = terms.with_task(task)
         if several:
@@ -179,7 +203,7 @@ class TrainerLoss:
 
 def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of forecast, labels, mask and the rest of a sample that sums over the batch."""
-    if not callable(task_loss):
+    if not callable(task_loss) or isinstance(task_loss, SpectralLoss):
         function = make_task_loss(task_loss)
         return lambda out, *, y, mask, **_: masked_error(out, y, mask, function) * len(out)
     if getattr(task_loss, "reduction", "sum") == "mean":

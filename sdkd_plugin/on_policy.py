@@ -1,0 +1,125 @@
+"""On-policy distillation: a teacher is asked about states that the student itself has reached.
+
+A forecast from forecasts meets inputs that no data set has; labels for them do not exist, a
+teacher's answers do. Roll-outs that gradients pass through are in `rollouts`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sdkd_plugin._checks import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    check_shape,
+)
+from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
+from sdkd_plugin.rollouts import advanced
+from sdkd_plugin.teachers import evaluated
+
+StudentAugmentation = AugmentationName | Literal["on-policy"] | Augmentation
+
+
+class OnPolicy:
+    """An augmentation that moves inputs along the student's own roll-out.
+
+    The student is rolled out in eval mode and without gradient for a number of steps that is drawn
+    for each batch, uniformly from 0 to ``max_steps``; student and teacher are compared on the state
+    that it has reached. Forecasts and inputs have the same units, and further inputs stay as they
+    are.
+
+    A teacher's answer about a diverged state is worth nothing. So a sample whose next state is NaN
+    or beyond ``bound`` times the training states, in its largest magnitude or its root mean square,
+    stays in the last state that is not, and is counted.
+
+    Args:
+        model: the student, of one step.
+        max_steps: the longest roll-out.
+        states: training inputs, whose largest sizes the bound is for; each batch's own by default.
+        bound: above 1.
+        generator: of the random numbers, on the CPU; torch's global one by default.
+
+    Attributes:
+        seen: samples so far.
+        diverged: those of them that were stopped at the bound, a tensor.
+
+    Raises:
+        ValueError: if ``max_steps`` is not a positive integer, or the bound not above 1.
+
+    Example:
+        >>> double = nn.Conv1d(1, 1, 1, bias=False)
+        >>> _ = nn.init.constant_(double.weight, 2.0)
+        >>> policy = OnPolicy(double, 9, bound=5.0, generator=torch.Generator().manual_seed(0))
+        >>> policy(torch.ones(1, 1, 1)).item(), int(policy.diverged)
+        (4.0, 1)
+
+    Source: dataset aggregation, Ross et al. 2011, arXiv 1011.0686; for language models Agarwal et
+    al. 2024, arXiv 2306.13649; without gradient through time, List et al. 2024, arXiv 2402.12971.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        max_steps: int = 4,
+        *,
+        states: Float[Tensor, "samples ..."] | None = None,
+        bound: float = 2.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_positive_int("max_steps", max_steps)
+        check_positive("bound", bound)
+        if bound <= 1:
+            raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
+        self.model, self.max_steps = model, max_steps
+        self.bound, self.generator = bound, generator
+        self.limit = None if states is None else _sizes(states).amax(0)
+        self.seen, self.diverged = 0, torch.zeros((), dtype=torch.long)
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "batch frames ..."], **inputs: Any) -> Tensor:
+        """The states that the student reaches from a batch of inputs."""
+        steps = int(torch.randint(self.max_steps + 1, (), generator=self.generator))
+        limit = self.bound * (_sizes(x).amax(0) if self.limit is None else self.limit.to(x.device))
+        inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        with evaluated(self.model):
+            for _ in range(steps):
+                state = advanced(x, self.model(x, **inputs))
+                inside &= (_sizes(state) <= limit).all(1)
+                x = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), state, x)
+        self.seen += len(x)
+        self.diverged = self.diverged.to(x.device) + (~inside).sum()
+        return x
+
+
+def augmentation_for(
+    student: nn.Module, augmentation: StudentAugmentation | None
+) -> Augmentation | None:
+    """The augmentation of a name for a student, with its defaults; a callable as it is."""
+    if augmentation is None or callable(augmentation):
+        return augmentation
+    check_choice("augmentation", augmentation, (*get_args(AugmentationName), "on-policy"))
+    if augmentation == "on-policy":
+        return OnPolicy(student)
+    return make_augmentation(augmentation)
+
+
+def augmented(
+    augmentation: Augmentation, x: Tensor, inputs: Mapping[str, Any], *, finite: bool
+) -> Tensor:
+    """Augmented inputs, checked; the student's further ``inputs`` are for `OnPolicy` alone."""
+    moved = augmentation(x, **inputs) if isinstance(augmentation, OnPolicy) else augmentation(x)
+    check_shape("augmentation(x)", moved.shape, x.shape, "it keeps the shape")
+    if finite:
+        check_finite("augmentation(x)", moved)
+    return moved
+
+
+def _sizes(x: Tensor) -> Float[Tensor, "batch 2"]:
+    """Largest magnitude and root mean square of each sample."""
+    flat = x.flatten(1).float()
+    return torch.stack([flat.abs().amax(1), flat.square().mean(1).sqrt()], 1)
