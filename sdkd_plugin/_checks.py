@@ -19,6 +19,7 @@ import jaxtyping
 import torch
 from torch import Tensor
 
+MOST_SEED = 2**63 - 1
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
@@ -49,8 +50,8 @@ def check_type(argument: str, got: object, kind: type, remedy: str) -> None:
         )
 
 
-def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
-    """Refuse anything but an integer, of Python or of an array library, of at least ``minimum``."""
+def check_positive_int(argument: str, got: object, minimum: int = 1, most: int = 2**31) -> None:
+    """Refuse anything but an integer, of Python or of an array library, within bounds."""
     try:
         number = None if isinstance(got, bool) else operator.index(cast(SupportsIndex, got))
     except TypeError:
@@ -59,6 +60,8 @@ def check_positive_int(argument: str, got: object, minimum: int = 1) -> None:
         raise ValueError(
             f"`{argument}` is {shown(got)}, expected an integer of at least {minimum}."
         )
+    if number > most:
+        raise ValueError(f"`{argument}` is {shown(got)}, expected an integer of at most {most}.")
 
 
 def check_sizes(minimum: int = 1, /, **sizes: object) -> None:
@@ -89,6 +92,8 @@ def check_finite(
     argument: str, x: Tensor, remedy: str = "drop them, fill them, or mask them out"
 ) -> None:
     """Refuse NaN and Inf. On a GPU this waits for the device."""
+    if x.is_meta:
+        raise ValueError(f"`{argument}` is on the meta device, expected a tensor with values.")
     # A finite sum proves all its terms finite, at a small part of the cost; an infinite one may be
     # an overflow.
     if bool(torch.isfinite(x.sum())):
@@ -110,6 +115,7 @@ def check_shape(argument: str, got: Sequence[int], expected: Sequence[int], why:
 
 def check_mask(mask: Tensor, labels: Tensor) -> None:
     """Refuse a mask that is not boolean or does not broadcast to the labels axis by axis."""
+    check_type("mask", mask, Tensor, "a tensor of torch.bool")
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` is of {mask.dtype}, expected torch.bool, True where observed.")
     if mask.shape != labels.shape and (
@@ -123,10 +129,20 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
 
 
 def check_batch(
-    x: Tensor | None, y: Tensor | None, mask: Tensor | None, inputs: Mapping[str, Any], finite: bool
+    x: Tensor | None,
+    y: Tensor | None,
+    mask: Tensor | None,
+    inputs: Mapping[str, Any],
+    finite: bool,
+    **forecast: Tensor,
 ) -> None:
     """Refuse a batch that is empty or not finite, or whose mask does not fit its labels."""
-    if x is not None and len(x) == 0:
+    for name, value in (("x", x), ("y", y), *forecast.items()):
+        if not isinstance(value, Tensor) and (name == "forecast" or value is not None):
+            check_type(name, value, Tensor, "a batch of samples")
+        elif value is not None and value.is_complex():
+            raise ValueError(f"`{name}` is of {value.dtype}, expected real numbers.")
+    if x is not None and (x.ndim == 0 or len(x) == 0):
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least one sample.")
     if mask is not None:
         if y is None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 PathLike = str | os.PathLike[str]
 
-_OF_TORCH = re.compile("PytorchStreamWriter|file write|unexpected pos")
+_OF_TORCH = re.compile("PytorchStreamWriter|file write|unexpected pos|iostream error")
 
 
 @contextmanager
@@ -154,7 +154,8 @@ def atomic_files(folder: PathLike, name: str) -> Iterator[Path]:
         ['a.txt', 'b.txt']
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    with _naming(target / name):
+        target.mkdir(parents=True, exist_ok=True)
     with locked(target), _scratch(target / name) as scratch:
         _move_in(target, name)
         new = scratch / "new"

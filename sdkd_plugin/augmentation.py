@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_positive
+from sdkd_plugin._checks import check_choice, check_positive, check_type
+from sdkd_plugin._explained import explained
 
 Augmentation = Callable[[Tensor], Tensor]
 AugmentationName = Literal["mixup", "noise"]
 
 
+@explained
 class Mixup:
     """Mixes each sample with another one of the batch.
 
@@ -34,8 +36,9 @@ class Mixup:
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
-        self.generator = generator
+        self.generator = _checked(generator)
 
+    @explained
     def __call__(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The mixed batch."""
         share = torch.rand(len(x), *[1] * (x.ndim - 1), generator=self.generator).to(x)
@@ -43,6 +46,7 @@ class Mixup:
         return torch.lerp(x[partner], x, share)
 
 
+@explained
 class GaussianNoise:
     """Adds white noise.
 
@@ -61,12 +65,19 @@ class GaussianNoise:
     def __init__(self, deviation: float = 0.1, generator: torch.Generator | None = None) -> None:
         check_positive("deviation", deviation)
         self.deviation = deviation
-        self.generator = generator
+        self.generator = _checked(generator)
 
+    @explained
     def __call__(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The noisy batch."""
         noise = torch.randn(x.shape, generator=self.generator).to(x)
         return x + self.deviation * x.std(correction=0) * noise
+
+
+def _checked(generator: torch.Generator | None) -> torch.Generator | None:
+    if generator is not None:
+        check_type("generator", generator, torch.Generator, "or None")
+    return generator
 
 
 def make_augmentation(augmentation: AugmentationName | Augmentation) -> Augmentation:

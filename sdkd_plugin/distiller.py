@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.loss import DistillationLoss, DistillationTerms
 from sdkd_plugin.losses.derivatives import DerivativeMatching
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName, make_task_loss, masked_error
@@ -30,6 +31,7 @@ from sdkd_plugin.teachers import (
 )
 
 
+@explained
 class SDKDDistiller(nn.Module):
     """A student, a `DistillationLoss` and a task loss.
 

@@ -3,10 +3,15 @@
 DistributedDataParallel wraps the student alone, and copies buffers from the first process.
 """
 
+from datetime import timedelta
+
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from sdkd_plugin.losses import AbstractWeighting
+
+PATIENCE = timedelta(minutes=10)
+"""How long processes wait for one that takes no step, with gloo."""
 
 
 class DistributedSync:
@@ -32,13 +37,20 @@ class DistributedSync:
 
 
 def average_measurements(loss: nn.Module) -> None:
-    """Average over the processes what a loss's weightings measured; nothing with a single one."""
+    """Average over the processes what a loss's weightings measured; nothing with a single one.
+
+    Raises:
+        RuntimeError: with gloo, naming the processes that did not come within `PATIENCE`.
+    """
     if not several_processes():
         return
-    for module in loss.modules():
-        if isinstance(module, AbstractWeighting):
-            for value in module.state_dict().values():
-                _average(value)
+    parts = [module for module in loss.modules() if isinstance(module, AbstractWeighting)]
+    if values := [value for part in parts for value in part.state_dict().values()]:
+        if dist.get_backend() == "gloo":
+            # Names the process that is stopped, which no collective does.
+            dist.monitored_barrier(timeout=PATIENCE)
+        for value in values:
+            _average(value)
 
 
 def several_processes() -> bool:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sdkd_plugin._explained import explained
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.losses.trust import STUDENT, TEACHERS, TeacherReport, TeacherTrust
 from sdkd_plugin.teachers import (
@@ -25,6 +26,7 @@ from sdkd_plugin.teachers import (
 Baselines = Mapping[str, Callable[[Tensor], Tensor]]
 
 
+@explained
 def measure_teachers(
     loss: DistillationLoss,
     student: nn.Module,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_batch, check_choice, check_positive, check_shape, check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.losses import AbstractAggregation, AbstractWeighting, AggregationName, LatentPair
 from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import WeightingName
@@ -90,6 +91,7 @@ class DistillationTerms:
         return scalars | {f"kd_{name}": value for name, value in self.features.items()}
 
 
+@explained
 class DistillationLoss(nn.Module):
     """The loss between a student's forecast and frozen teachers; it knows no student.
 
@@ -167,8 +169,8 @@ class DistillationLoss(nn.Module):
         self.stored = teacher if isinstance(teacher, StoredOutputs) else None
         # In a tuple, where nn.Module does not look: no parameters or state of this loss.
         self.teachers = () if isinstance(teacher, StoredOutputs) else frozen_copies(teacher)
-        kinds = [type(each).__name__ for each in self.teachers]
-        kinds = kinds if self.stored is None else list(self.stored.names)
+        names = [type(each).__name__ for each in self.teachers]
+        kinds = names if self.stored is None else list(self.stored.names)
         self.names = [f"teacher {i} ({kind})" for i, kind in enumerate(kinds)]
         self.frequency = FrequencyAlignedLoss(
             aliased_copy(transform),
@@ -179,10 +181,8 @@ class DistillationLoss(nn.Module):
         self.trust = TeacherTrust(self.bands.n_bands) if trust else None
         self.aggregation = copy.deepcopy(make_aggregation(aggregation))
         self.aggregation.check(len(kinds))
-        self.kd_weight = kd_weight
-        self.teacher_bound = teacher_bound
-        self.resolutions = resolutions
-        self.check_finite = check_finite
+        self.kd_weight, self.teacher_bound = kd_weight, teacher_bound
+        self.resolutions, self.check_finite = resolutions, check_finite
         # Whether labels decide how the teachers are weighted.
         self.needs_labels = (
             teacher_bound is not None
@@ -316,7 +316,7 @@ class DistillationLoss(nn.Module):
         """
         if not inputs.keys() <= self.inputs.names:
             inputs = accepted_inputs(self.inputs, inputs)
-        check_batch(x, y, mask, inputs, finite=self.check_finite)
+        check_batch(x, y, mask, inputs, finite=self.check_finite, forecast=forecast)
         return self.compare(forecast, x, y, mask, latents, outputs, inputs, index)
 
     def compare(

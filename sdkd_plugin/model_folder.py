@@ -5,7 +5,6 @@ is built only after all of it has been checked. See `models.registry` for the mo
 """
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -22,14 +21,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES, load_file, save
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_type
+from sdkd_plugin._checks import check_type, shown
+from sdkd_plugin._explained import explained
+from sdkd_plugin._files import atomic_path, check_writable, locked
 from sdkd_plugin._version import __version__
 from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
-from sdkd_plugin.data.store import atomic_path
 from sdkd_plugin.models.registry import Shapes, make_model, make_to_fit, shapes, tensors
 from sdkd_plugin.spectral import AbstractTransform
 
-FORMAT = 1
+FORMAT = 2
 CARD = "card.yaml"
 _WEIGHTS = "weights-{:.16}.safetensors"
 _HEADER_BYTES = 16 << 20
@@ -37,6 +37,7 @@ _DTYPES: dict[str, torch.dtype] = {k: v for k, v in _TYPES.items() if v is not N
 _Values = Mapping[str, Any]
 
 
+@explained
 @dataclass(frozen=True)
 class ModelCard:
     """What a saved model is: all values are numbers, strings, lists and mappings.
@@ -104,6 +105,7 @@ def describe_transform(transform: AbstractTransform) -> dict[str, Any]:
     }
 
 
+@explained
 def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard) -> Path:
     """Write a model's weights and its card; the folder is made if need be, and returned.
 
@@ -129,21 +131,22 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard
     content = save(state)
     checksum = hashlib.sha256(content).hexdigest()
     final = folder / _WEIGHTS.format(checksum)
-    with atomic_path(final) as path:
-        path.write_bytes(content)
     versions = {"sdkd_plugin": __version__, "torch": str(torch.__version__)}
     versions["python"] = platform.python_version()
     values: dict[str, Any] = {"format": FORMAT, **asdict(replace(card, versions=versions))}
     values["weights"] = checksum
-    values["checksum"] = _checksum(values)
-    with atomic_path(folder / CARD) as path:
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-        path.write_text(text, encoding="utf-8")
-    # The old weights, and what an interrupted save left.
-    for pattern in ("weights-*.safetensors", ".weights-*.safetensors", ".card.*.yaml"):
-        for other in folder.glob(pattern):
-            if other != final:
-                other.unlink(missing_ok=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    check_writable(final)
+    with locked(folder):  # another writer would remove the weights before their card is there
+        with atomic_path(final) as path:
+            path.write_bytes(content)
+        with atomic_path(folder / CARD) as path:
+            path.write_bytes(f"{text}checksum: {_checksum(text.encode())}\n".encode())
+        # The old weights, and what an interrupted save left.
+        for pattern in ("weights-*.safetensors", ".weights-*.safetensors", ".card.*.yaml"):
+            for other in folder.glob(pattern):
+                if other != final:
+                    other.unlink(missing_ok=True)
     return folder
 
 
@@ -152,6 +155,7 @@ def has_model(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / CARD).is_file()
 
 
+@explained
 def load_model(
     folder: str | os.PathLike[str], fits: ModelCard | None = None
 ) -> tuple[nn.Module, ModelCard]:
@@ -166,25 +170,27 @@ def load_model(
         ValueError: if a file is damaged or not what it should be, the model is unknown, its
             arguments do not make these weights, or it does not fit the data.
     """
-    folder = Path(folder)
-    card, checksum = _read_card(folder)
-    path = folder / _WEIGHTS.format(checksum)
-    try:
-        declared = _declared(path)
-        if _file_checksum(path) != checksum:
-            raise ValueError("the checksum of the weights is not the card's")
-        if fits is not None:
-            card.check_fits(fits)
-        model = make_to_fit(card.model, card.arguments, declared)
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the model in {folder} cannot be used: {error}") from error
+    folder = _existing(folder)
+    with locked(folder):
+        card, checksum = _read_card(folder)
+        path = folder / _WEIGHTS.format(checksum)
+        try:
+            declared = _declared(path)
+            if _file_checksum(path) != checksum:
+                raise ValueError("the checksum of the weights is not the card's")
+            if fits is not None:
+                card.check_fits(fits)
+            model = make_to_fit(card.model, card.arguments, declared)
+            model.load_state_dict(load_file(path))
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"the model in {folder} cannot be used: {error}") from error
     return model.eval(), card
 
 
+@explained
 def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     """The card of a saved model alone; raises as `load_model`."""
-    return _read_card(Path(folder))[0]
+    return _read_card(_existing(folder))[0]
 
 
 class PhysicalUnits(nn.Module):
@@ -222,22 +228,28 @@ class PhysicalUnits(nn.Module):
         return self.out_scale * forecast + self.out_offset
 
 
-def _read_card(folder: Path) -> tuple[ModelCard, str]:
-    path = folder / CARD
+def _existing(folder: str | os.PathLike[str]) -> Path:
     if not has_model(folder):
         raise FileNotFoundError(f"{folder} holds no {CARD}, expected what `save_model` wrote.")
+    return Path(folder)
+
+
+def _read_card(folder: Path) -> tuple[ModelCard, str]:
+    path = folder / CARD
     values = read_yaml(path)
-    checksum, weights = values.pop("checksum", None), values.get("weights")
+    weights = values.get("weights")
+    values.pop("checksum", None)
     known = {"format", "weights", *(each.name for each in fields(ModelCard))}
     if values.get("format") != FORMAT or values.keys() != known:
         raise ValueError(
-            f"{path} has format {values.get('format')!r} and {sorted(values)}, expected format "
-            f"{FORMAT} and {sorted(known)}: save the model with this version."
+            f"{path} has format {shown(values.get('format'))} and {shown(sorted(values))}, "
+            f"expected format {FORMAT} and {sorted(known)}: save the model with this version."
         )
-    if checksum != _checksum(values):
-        raise ValueError(f"{path} was changed: its checksum is {checksum!r}, not of its content.")
+    text, _, checksum = path.read_bytes().rpartition(b"checksum: ")
+    if checksum != f"{_checksum(text)}\n".encode():
+        raise ValueError(f"{path} was changed: its last line is not the checksum of what is above.")
     if not isinstance(weights, str) or not re.fullmatch("[0-9a-f]{64}", weights):
-        raise ValueError(f"{path} has weights {weights!r}, expected their SHA-256.")
+        raise ValueError(f"{path} has weights {shown(weights)}, expected their SHA-256.")
     return ModelCard(**{each.name: values[each.name] for each in fields(ModelCard)}), weights
 
 
@@ -261,8 +273,8 @@ def _file_checksum(path: Path) -> str:
         return digest.hexdigest()
 
 
-def _checksum(values: _Values) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

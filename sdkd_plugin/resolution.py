@@ -9,12 +9,15 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sdkd_plugin._checks import check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import GridTransform
 from sdkd_plugin.spectral.crop import resample_frequencies
 from sdkd_plugin.spectral.grid import Boundary
 from sdkd_plugin.teachers import accepted_inputs
 
 
+@explained
 class AtResolution(nn.Module):
     """Gives a model its inputs at the resolution that it was trained at.
 
@@ -42,6 +45,7 @@ class AtResolution(nn.Module):
         self, model: nn.Module, shape: Sequence[int], boundary: Boundary = "periodic"
     ) -> None:
         super().__init__()
+        check_type("model", model, nn.Module, "whose resolution is to be kept")
         self.model = model
         self.grid = GridTransform(shape, boundary)
         # The grid of the last inputs; in a tuple, where nn.Module does not look.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sdkd_plugin._explained import explained
+
 
 def tap_path(model: nn.Module, name: str) -> str:
     """The module path of a tap: a name from the model's own ``taps``, or any module's path.
@@ -35,6 +37,7 @@ def tap_path(model: nn.Module, name: str) -> str:
     )
 
 
+@explained
 class TapReader:
     """Reads the activations of named taps while attached to a model.
 

@@ -1,76 +1,25 @@
-"""Stored outputs of teachers: what is kept, what is refused, and training from it."""
+"""Stored outputs of teachers: what is kept, what does not match, files and workers."""
 
 import copy
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from cache_parts import ALL, TAPS, Teacher, X, batches, content, loss_of, net, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sdkd_plugin import (
-    DistillationLoss,
     GaussianNoise,
-    GridTransform,
-    LatentPair,
-    SDKDDistiller,
     TeacherCache,
     precompute,
 )
-from sdkd_plugin._files import locked
-from sdkd_plugin.cache import building, cache_key
+from sdkd_plugin.cache import cache_key
 from sdkd_plugin.cache.files import line, parsed
-
-GRID = GridTransform((8, 8))
-X = torch.randn(22, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-Y = X.roll(1, -1)
-ALL = torch.arange(len(X))
-TAPS = [LatentPair("0", "0")]
-
-
-class Teacher(nn.Sequential):
-    """Counts its calls, over all copies."""
-
-    calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        Teacher.calls += 1
-        return super().forward(x)
-
-
-def net(seed: int = 0, kind: type = nn.Sequential) -> nn.Module:
-    torch.manual_seed(seed)
-    conv = [nn.Conv2d(a, b, 3, padding=1, padding_mode="circular") for a, b in ((1, 4), (4, 1))]
-    return kind(conv[0], nn.GELU(), conv[1])
-
-
-def loss_of(*teachers: Any, **options: Any) -> DistillationLoss:
-    return DistillationLoss(teachers or net(1, Teacher), GRID, **options)
-
-
-def batches(x: Tensor = X, size: int = 4, **more: Any) -> list[dict[str, Any]]:
-    return [{"x": part, **more} for part in x.split(size)]
-
-
-def same(one: Any, other: Any) -> bool:
-    return all(
-        torch.equal(a.forecast, b.forecast)
-        and a.latents.keys() == b.latents.keys()
-        and all(torch.equal(a.latents[tap], b.latents[tap]) for tap in a.latents)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
 
 # What is kept
 
@@ -244,99 +193,6 @@ def test_outputs_that_cannot_be_kept_are_refused(tmp_path: Path):
     assert not (tmp_path / "manifest.json").exists()
 
 
-# Building
-
-
-def test_finished_chunks_are_not_computed_again(tmp_path: Path):
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    precompute(loss_of(), batches(), whole)
-
-    def ended() -> Any:
-        yield from batches()[:3]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        precompute(loss_of(), ended(), part)
-    with pytest.raises(FileNotFoundError, match="no finished cache: call `precompute`"):
-        TeacherCache(part)
-    with (part / "part0000.raw").open("ab") as raw, (part / "part0000.table").open("ab") as table:
-        raw.write(b"torn")
-        table.write(b'{"crc": 12')
-    (part / ".manifest.json.0123.tmp").mkdir()
-    Teacher.calls = 0
-    precompute(loss_of(), batches(), part)
-    assert Teacher.calls == 3
-    assert content(part) == content(whole)
-    precompute(loss_of(), batches(), part)
-    assert Teacher.calls == 3
-
-
-def test_samples_are_appended(tmp_path: Path):
-    old = precompute(loss_of(), batches(X[:12]), tmp_path)
-    Teacher.calls = 0
-    new = precompute(loss_of(), batches(), tmp_path)
-    assert Teacher.calls == 3
-    assert (len(old), len(new)) == (12, 22)
-    rows = torch.randperm(len(X))
-    assert same(
-        new.outputs(rows, X[rows]), [o.select(rows) for o in precompute(loss_of(), batches())]
-    )
-    assert same(old.outputs(ALL[:12]), new.outputs(ALL[:12]))
-
-
-_BUILD = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from test_cache import *
-torch.set_num_threads(1)
-if {group}: torch.distributed.init_process_group("gloo")
-print(len(precompute(loss_of(), batches(), {folder!r})), Teacher.calls)
-"""
-
-
-@pytest.mark.parametrize("group", [False, True])
-def test_each_process_builds_a_part(tmp_path: Path, group: bool):
-    code = _BUILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path), group=group)
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(29600 + os.getpid() % 300)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={**os.environ, **address, "RANK": str(rank), "WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    assert [each.communicate(timeout=120)[0].split() for each in running] == [["22", "3"]] * 2
-    cache, rows = TeacherCache(tmp_path), torch.randperm(len(X))
-    expected = [output.select(rows) for output in precompute(loss_of(), batches())]
-    assert same(cache.outputs(rows, X[rows]), expected)
-    assert {"part0000.raw", "part0001.raw"} < content(tmp_path).keys()
-
-
-def test_a_missing_process_is_named_and_its_part_continued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(building, "PATIENCE", 0.3)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match=r"the processes \[1\] of 2 did not finish"):
-        precompute(loss_of(), batches(), tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    Teacher.calls = 0
-    assert len(precompute(loss_of(), batches(), tmp_path)) == len(X)
-    assert Teacher.calls == 3
-
-
-def test_a_second_builder_waits_for_the_first(tmp_path: Path):
-    code = _BUILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path), group=False)
-    with locked(tmp_path / ".process0.lock"):
-        second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        with pytest.raises(subprocess.TimeoutExpired):
-            second.wait(10)
-        assert not (tmp_path / "part0000.table").exists()
-    assert second.communicate(timeout=60)[0].split() == ["22", "6"]
-
-
 # Files
 
 
@@ -406,160 +262,3 @@ def test_a_copy_opens_the_folder_again(tmp_path: Path):
     for copied in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)):  # noqa: S301
         assert same(copied.outputs(ALL), cache.outputs(ALL))
     assert len(pickle.dumps(cache)) < 1000
-
-
-# Training
-
-
-def trained(teacher: Any, latents: Any = (), *, steps: int = 12, **options: Any) -> nn.Module:
-    student = net(7)
-    example = {"x": X[:2], "index": ALL[:2]} if isinstance(teacher, TeacherCache) else {"x": X[:2]}
-    distiller = SDKDDistiller(
-        teacher, student, GRID, latents=latents, example=example, weighting="adaptive", **options
-    )
-    optimizer = torch.optim.Adam(distiller.parameters(), 1e-2)
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(steps):
-        rows = torch.randint(len(X), (5,), generator=generator)
-        terms = distiller.step(X[rows], Y[rows], index=rows)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
-    return student
-
-
-@pytest.mark.parametrize("options", [{}, {"aggregation": "camkd"}, {"aggregation": "aekd"}])
-def test_training_from_a_cache_is_training_with_the_teachers(
-    tmp_path: Path, options: dict[str, Any]
-):
-    teachers = [net(1, Teacher), net(2)] if options else [net(1, Teacher)]
-    loss = loss_of(*teachers, latents=TAPS)
-    cache = precompute(loss, batches(), tmp_path)
-    live = trained(teachers, TAPS, **options)
-    Teacher.calls = 0
-    stored = trained(cache, TAPS, **options)
-    assert Teacher.calls == 0
-    for mine, theirs in zip(live.parameters(), stored.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-
-
-def test_views_train_as_an_augmentation_does(tmp_path: Path):
-    cache = precompute(loss_of(), batches(), tmp_path, augmentation="mixup", views=2)
-    assert all(p.isfinite().all() for p in trained(cache, steps=3).parameters())
-    distiller = SDKDDistiller(cache, net(7), GRID)
-    terms = distiller.step(X, Y, index=ALL)
-    assert torch.equal(terms.task, (distiller.student(X) - Y).square().mean().detach())
-    with pytest.raises(ValueError, match="augmented views, without labels"):
-        SDKDDistiller(cache, net(7), GRID, teacher_bound=0.0)
-
-
-def test_what_would_make_stored_outputs_wrong_is_refused(tmp_path: Path):
-    cache = precompute(loss_of(), batches(), tmp_path)
-    distiller = SDKDDistiller(cache, net(7), GRID)
-    rows = torch.tensor([3, 4])
-    for x in (X[rows] + 1e-3 * torch.randn(2, 1, 8, 8), X[rows].flip(-1), X[rows].flip(0)):
-        with pytest.raises(ValueError, match=r"the inputs of sample [34] are not those"):
-            distiller.step(x, index=rows)
-    with pytest.raises(ValueError, match="`index` is None and the teachers' outputs are stored"):
-        distiller.step(X[rows])
-    with pytest.raises(ValueError, match="`augmentation` is given with stored outputs"):
-        SDKDDistiller(cache, net(7), GRID, augmentation="noise")
-    with pytest.raises(ValueError, match=r"taps \['0'\] of teacher 0"):
-        DistillationLoss(cache, GRID, latents=TAPS)
-    with pytest.raises(ValueError, match="no live teacher"):
-        precompute(distiller.loss, batches(), tmp_path)
-
-
-def test_inputs_that_only_the_teacher_takes_are_still_accepted(tmp_path: Path):
-    def teacher(x: Tensor, level: Tensor) -> Tensor:
-        return x + level
-
-    level = torch.ones(4, 1, 1, 1)
-    cache = precompute(loss_of(teacher), batches(X[:4], level=level), tmp_path)
-    distiller = SDKDDistiller(cache, net(7), GRID)
-    distiller.step(X[:4], index=ALL[:4], level=level)
-    with pytest.raises(ValueError, match=r"the inputs \['lvel'\] are accepted by neither"):
-        distiller.step(X[:4], index=ALL[:4], lvel=level)
-
-
-def test_a_cache_larger_than_one_chunk_is_verified_where_it_is_read(tmp_path: Path):
-    precompute(loss_of(), batches(), tmp_path)
-    raw = tmp_path / "part0000.raw"
-    damaged = np.frombuffer(raw.read_bytes(), np.uint8).copy()
-    damaged[-1] ^= 1
-    raw.write_bytes(damaged.tobytes())
-    cache = TeacherCache(tmp_path)
-    cache.outputs(ALL[:20])
-    with pytest.raises(ValueError, match=r"part0000.raw is damaged in chunk 5\. Delete"):
-        cache.outputs(ALL[20:])
-    with pytest.raises(ValueError, match="chunk 5"):
-        cache.verify()
-
-
-# The hosts
-
-
-def test_neuraloperators_trainer_reads_by_the_samples_index(tmp_path: Path):
-    from neuralop import Trainer
-
-    from sdkd_plugin.adapters.neuralop import TrainerLoss, distillation_dataset
-
-    cache = precompute(loss_of(), batches(), tmp_path)
-
-    def student_of(teacher: Any) -> nn.Module:
-        student = copy.deepcopy(SmallStudent())
-        loss = TrainerLoss(DistillationLoss(teacher, GRID), student)
-        samples = distillation_dataset(X, Y, teacher=teacher if teacher is cache else None)
-        generator = torch.Generator().manual_seed(3)
-        loader = DataLoader(samples, 5, shuffle=True, generator=generator)
-        optimizer = torch.optim.Adam(student.parameters(), 1e-2)
-        Trainer(model=student, n_epochs=2).train(
-            loader,
-            {},
-            optimizer,
-            torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-            training_loss=loss,
-            eval_losses={},
-        )
-        return student
-
-    live = student_of(net(1, Teacher))
-    Teacher.calls = 0
-    stored = student_of(cache)
-    assert Teacher.calls == 0
-    for mine, theirs in zip(live.parameters(), stored.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-
-
-class SmallStudent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = net(7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-def test_tsls_predictor_reads_by_the_number_of_the_window(tmp_path: Path):
-    import tsl_parts
-    from tsl.data.loader import StaticGraphLoader
-
-    from sdkd_plugin.adapters.tsl import OnSensors, window_inputs
-
-    module = tsl_parts.windows(numbered=True)
-    module.setup()
-    windows = window_inputs(StaticGraphLoader(module.trainset, batch_size=16))
-    cache = precompute(tsl_parts.loss_of(), windows, tmp_path)
-    stored = DistillationLoss(cache, tsl_parts.transform())
-    trained = []
-    for loss in (tsl_parts.loss_of(), stored):
-        trained.append(tsl_parts.predictor(loss=loss))
-        tsl_parts.trainer(limit_val_batches=0).fit(trained[-1], module)
-    for mine, theirs in zip(*(each.model.parameters() for each in trained), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
-    other = tsl_parts.first_batch(tsl_parts.windows(numbered=True, shift=5.0))
-    with pytest.raises(ValueError, match="the inputs of sample"):
-        trained[1].training_step(other, 0)
-    cache.names = (OnSensors.__name__,)
-    with pytest.raises(ValueError, match="of a teacher of some sensors"):
-        tsl_parts.predictor(loss=stored)

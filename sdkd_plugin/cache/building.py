@@ -12,7 +12,8 @@ from torch import Tensor
 from torch import distributed as dist
 from tqdm import tqdm
 
-from sdkd_plugin._checks import check_choice, check_positive_int, check_shape
+from sdkd_plugin._checks import MOST_SEED, check_choice, check_positive_int, check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin._files import locked
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.cache import files
@@ -30,6 +31,9 @@ Folder = str | os.PathLike[str]
 PATIENCE = 300.0
 """Seconds to wait for parts of the cache on which no process works."""
 
+PATIENCE_AT_WORK = 1800.0
+"""Seconds to wait for a process that works on its part and finishes no batch: it may be stopped."""
+
 
 @overload
 def precompute(loss: DistillationLoss, batches: Batches) -> tuple[TeacherOutput, ...]: ...
@@ -37,6 +41,7 @@ def precompute(loss: DistillationLoss, batches: Batches) -> tuple[TeacherOutput,
 def precompute(
     loss: DistillationLoss, batches: Batches, cache: Folder, **options: Any
 ) -> TeacherCache: ...
+@explained
 def precompute(
     loss: DistillationLoss, batches: Batches, cache: Folder | None = None, **options: Any
 ) -> tuple[TeacherOutput, ...] | TeacherCache:
@@ -87,6 +92,7 @@ def precompute(
     return _on_disk(loss, batches, cache, **options)
 
 
+@explained
 def _on_disk(
     loss: DistillationLoss,
     batches: Batches,
@@ -101,7 +107,7 @@ def _on_disk(
 ) -> TeacherCache:
     check_choice("storage", storage, get_args(Storage))
     check_positive_int("views", views, minimum=0)
-    check_positive_int("seed", seed, minimum=0)
+    check_positive_int("seed", seed, 0, MOST_SEED)
     if (augmentation is None) != (views == 0):
         raise ValueError(
             f"`views` is {views} and `augmentation` is {augmentation!r}, expected both or neither."
@@ -133,19 +139,22 @@ def _on_disk(
                 if not writer.has(n_chunks, hashed):
                     chunk = chunk_of(loss, inputs, numbers, augmented, **options)
                     writer.append(n_chunks, {"inputs": hashed, **chunk[0]}, *chunk[1:])
+            os.utime(lock)  # a sign of life for processes that wait
             start, n_chunks = end, n_chunks + 1
         if not n_chunks:
             raise ValueError("`batches` is empty, expected at least one batch.")
         missing = _publish(folder, n_chunks)
-    since = time.monotonic()
+    since = time.time()
     while missing:
-        if any(_taken(folder / f".process{other}.lock") for other in range(ranks)):
-            since = time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
+        late = sorted({chunk % ranks for chunk in missing})
+        locks = [folder / f".process{other}.lock" for other in late]
+        sign = max(since, *(each.stat().st_mtime for each in locks if each.exists()), 0)
+        patience = PATIENCE_AT_WORK if any(map(_taken, locks)) else PATIENCE
+        if time.time() - sign > patience:
             raise RuntimeError(
-                f"the processes {sorted({chunk % ranks for chunk in missing})} of {ranks} did not "
-                f"finish their parts of the cache in {folder}: call this function on all of them; "
-                "finished chunks are kept."
+                f"the processes {late} of {ranks} did not finish their parts of the cache in "
+                f"{folder}, nor a batch for {patience:g} s: call this function on all of them, and "
+                "end those that are stopped; finished chunks are kept."
             )
         time.sleep(0.1)
         missing = _publish(folder, n_chunks)

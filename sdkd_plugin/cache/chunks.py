@@ -1,6 +1,7 @@
 """What is kept of a batch: the teachers' outputs for all its views, as rows of raw numbers."""
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any, cast
@@ -93,8 +94,17 @@ def decoded(stored: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def input_sums(x: Tensor) -> Float[Tensor, "batch 2"]:
-    """A sum of each sample with unequal weights, which notice another order, and its magnitude."""
+    """`weighted_sums` of each sample, and its magnitude."""
     flat = x.flatten(1).double()
-    weights = torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
-    magnitude = flat.norm(dim=1) * flat.shape[1] ** 0.5
-    return torch.stack([flat @ weights, magnitude], 1)
+    return torch.stack([weighted_sums(x), flat.norm(dim=1) * flat.shape[1] ** 0.5], 1)
+
+
+def weighted_sums(x: Tensor) -> Float[Tensor, " batch"]:
+    """A sum of each sample with unequal weights, which notice another order."""
+    flat = x.flatten(1)
+    return flat.double() @ _weights(flat.shape[1], flat.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(n: int, device: torch.device) -> Tensor:
+    return torch.linspace(1, 2, n, dtype=torch.float64, device=device)

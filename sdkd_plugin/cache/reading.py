@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdkd_plugin._checks import check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import files
-from sdkd_plugin.cache.chunks import decoded, input_sums
+from sdkd_plugin.cache.chunks import decoded, weighted_sums
 from sdkd_plugin.cache.files import Part
 from sdkd_plugin.cache.key import FORMAT, differences
 from sdkd_plugin.teachers import InputNames, StoredOutputs, TeacherOutput
@@ -23,6 +24,7 @@ _SAME = 1e-6
 """How far sums of the same inputs on two devices may differ, of the sum of magnitudes."""
 
 
+@explained
 class TeacherCache(StoredOutputs):
     """Outputs of teachers on disk by sample number, in place of a teacher; see `precompute`.
 
@@ -110,6 +112,7 @@ class TeacherCache(StoredOutputs):
             f"as {self.key['storage']}; relative error of storing: {errors}"
         )
 
+    @explained
     def outputs(
         self, index: Int[Tensor, " batch *view"], x: Float[Tensor, "batch ..."] | None = None
     ) -> tuple[TeacherOutput, ...]:
@@ -122,7 +125,7 @@ class TeacherCache(StoredOutputs):
         if x is not None:
             check_shape("index", rows.shape, x.shape[:1], "one number for each sample of x")
             known = torch.from_numpy(self._sums[rows])
-            other = ((input_sums(x).cpu() - known).abs() > _SAME * known[:, 1:]).any(1)
+            other = ~((weighted_sums(x).cpu() - known[:, 0]).abs() <= _SAME * known[:, 1])
             if bool(other.any()):
                 raise ValueError(
                     f"the inputs of sample {index.cpu()[other][0].tolist()} are not those of the "
@@ -167,6 +170,8 @@ class TeacherCache(StoredOutputs):
     def _rows(self, index: Tensor) -> np.ndarray:
         """Places of samples and views in the files."""
         given = index.cpu().numpy()
+        if given.ndim not in (1, 2) or given.shape[1:] not in ((), (2,)):
+            raise ValueError(f"`index` has shape {given.shape}, expected (batch,) or (batch, 2).")
         numbers, views = given.T if given.ndim == 2 else (given, np.zeros(1, np.int64))
         places = numbers
         if self._order is not None:

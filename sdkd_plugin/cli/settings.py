@@ -3,8 +3,6 @@
 import importlib
 import inspect
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from sdkd_plugin import study
 from sdkd_plugin._checks import check_choice, check_type
+from sdkd_plugin._plain import UNREADABLE, check_archive, load_plain
 from sdkd_plugin.data import find_traffic, read_csv_pair, read_los_loop, simulate_traffic
 from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
 from sdkd_plugin.data.traffic import Missing
@@ -298,16 +297,14 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, expected a checkpoint of the teacher.")
     try:
+        check_archive(path)
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins: list[Any] = [(_Nothing, name) for name in named]
         with torch.serialization.safe_globals(stand_ins):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            stored = load_plain(path, "cpu")
         stored = stored.get("state_dict", stored)
         weights = {str(k): v for k, v in stored.items() if isinstance(v, Tensor)}
-    except (
-        *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError),
-        *(AttributeError, LookupError, TypeError, ValueError),
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({error}).") from error
     if not weights:
         raise ValueError(f"{path} holds no weights by name, expected a checkpoint.")

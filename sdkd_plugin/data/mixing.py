@@ -158,8 +158,8 @@ def mix(
 ) -> DataLoader[dict[str, Any]]:
     """A loader of labelled and unlabelled samples for neuraloperator's trainer.
 
-    Behind tsl give `SeededDataModule` the ``unlabelled`` windows. To ask the teachers ahead of
-    time, `precompute` a cache of the batches of ``DataLoader(MixedSamples(...), batch_size)``.
+    Behind tsl give `SeededDataModule` the ``unlabelled`` windows. To ask the teachers ahead, give
+    `sdkd_plugin.precompute` the batches of ``DataLoader(MixedSamples(...), batch_size)``.
 
     Args:
         labelled: see `MixedSamples`.

@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.fft import irfft2, rfft2
 from tqdm import tqdm
 
-from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_sizes
+from sdkd_plugin._checks import (
+    MOST_SEED,
+    check_choice,
+    check_positive,
+    check_positive_int,
+    check_sizes,
+    shown,
+)
+from sdkd_plugin._explained import explained
 from sdkd_plugin.data.store import load_or_compute
 from sdkd_plugin.data.time_stepping import check_dtype, solve_samples
 from sdkd_plugin.data.vorticity import fno_forcing, forcing_field, scheme_times, solve
@@ -67,6 +75,7 @@ def gaussian_random_field(
     return irfft2(spectrum, s=(resolution, resolution), norm="forward")
 
 
+@explained
 def navier_stokes(
     n_samples: int,
     *,
@@ -121,7 +130,7 @@ def navier_stokes(
     """
     check_sizes(n_samples=n_samples, batch_size=batch_size)
     check_sizes(4, resolution=resolution, solver_resolution=solver_resolution)
-    check_positive_int("seed", seed, 0)
+    check_positive_int("seed", seed, 0, MOST_SEED)
     check_choice("downsampling", downsampling, get_args(Downsampling))
     check_dtype("dtype", dtype)
     check_positive("viscosity", viscosity, allow_zero=True)
@@ -131,6 +140,8 @@ def navier_stokes(
             f"{solver_resolution}."
         )
     n = solver_resolution
+    if duration > 1e6 * record_interval:
+        raise ValueError(f"`duration` is {shown(duration)}, expected at most 1e6 record intervals.")
     times = scheme_times("etdrk4", n, duration, record_interval, dt)
     force = forcing_field(fno_forcing, n, n)
     parameters = {

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from sdkd_plugin._checks import shown
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEPTH = 32
 
@@ -38,7 +40,7 @@ def read_yaml(path: str | os.PathLike[str], *, most_bytes: int = 4 << 20) -> dic
             raise ValueError(f"it holds a {type(values).__name__}")
         return {str(key): check_plain(value, str(key)) for key, value in values.items()}
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} is no mapping of plain values in YAML: {text}.") from error
 
 
@@ -46,13 +48,13 @@ def check_plain(value: Any, place: str) -> Any:
     """A copy of numbers, strings, lists and mappings, tuples as lists; others are a ValueError."""
     if isinstance(value, dict):
         if wrong := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{place} has the key {wrong[0]!r}, expected strings")
+            raise ValueError(f"{place} has the key {shown(wrong[0])}, expected strings")
         return {key: check_plain(each, f"{place}.{key}") for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [check_plain(each, f"{place}[{i}]") for i, each in enumerate(value)]
     kinds = (bool, int, float, str, type(None))
     if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{place} is {value!r}, expected finite numbers, strings or null")
+        raise ValueError(f"{place} is {shown(value)}, expected finite numbers, strings or null")
     return value
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
+from sdkd_plugin._checks import shown
 from sdkd_plugin._plain import UNREADABLE
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -91,4 +92,6 @@ def parse_time(argument: str, given: object) -> pd.Timestamp:
         return pd.Timestamp(given)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         expected = "expected a time such as '2016-03-13'"
-        raise ValueError(f"`{argument}` is {given!r}, {expected} ({error}).") from error
+        raise ValueError(
+            f"`{argument}` is {shown(given)}, {expected} ({str(error)[:200]})."
+        ) from error

@@ -8,9 +8,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite, check_mask, check_not_negative, check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin.data.reading import check_index
 
 
+@explained
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrafficData:
     """Speeds measured by sensors on a road network, and the graph of these sensors.

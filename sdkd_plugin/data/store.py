@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdkd_plugin._checks import check_type, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin._files import atomic_path as atomic_path
 from sdkd_plugin._files import check_writable
 
@@ -43,6 +45,7 @@ def _save(path: Path, array: Tensor, parameters: Mapping[str, object]) -> None:
     metadata = {
         "key": parameters_key(parameters),
         "parameters": _canonical_json(dict(parameters)),
+        "dtype": str(stored.dtype),
         "sha256": _checksum(stored),
     }
     with atomic_path(path) as temporary:
@@ -58,12 +61,16 @@ def _load(path: Path, parameters: Mapping[str, object]) -> Tensor:
         raise _unusable(path, f"is truncated or damaged ({error})", "safetensors") from error
     found, expected = metadata.get("parameters"), _canonical_json(dict(parameters))
     if (metadata.get("key"), found) != (parameters_key(parameters), expected):
-        raise _unusable(path, f"was computed from the parameters {found}", expected)
-    if (checksum := _checksum(array)) != metadata.get("sha256"):
-        raise _unusable(path, f"has SHA-256 {checksum}", f"the recorded {metadata.get('sha256')}")
+        raise _unusable(path, f"was computed from the parameters {str(found)[:500]}", expected)
+    # The checksum is of the bytes alone. Files of earlier versions do not have their type.
+    if str(array.dtype) != (kind := metadata.get("dtype", "torch.float32")):
+        raise _unusable(path, f"holds {array.dtype}", shown(kind))
+    if (checksum := _checksum(array)) != (recorded := metadata.get("sha256")):
+        raise _unusable(path, f"has SHA-256 {checksum}", f"the recorded {shown(recorded)}")
     return array
 
 
+@explained
 def load_or_compute(
     stem: str,
     compute: Callable[[], Tensor],
@@ -80,6 +87,7 @@ def load_or_compute(
     Raises:
         ValueError: if the file there is damaged or was computed from other parameters.
     """
+    check_type("stem", stem, str, "the beginning of the file's name")
     where = default_folder() if folder is None else Path(folder).expanduser()
     path = where / f"{stem}-{parameters_key(parameters)[:16]}.safetensors"
     if path.exists():

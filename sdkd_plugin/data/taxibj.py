@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdkd_plugin._checks import check_not_negative, check_positive_int
+from sdkd_plugin._explained import explained
 from sdkd_plugin.data.reading import (
     PathLike,
     check_index,
@@ -26,6 +27,7 @@ SLOT = pd.Timedelta(minutes=30)
 SLOTS_A_DAY = 48
 
 
+@explained
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TaxiFlows:
     """How many taxis enter and leave each cell of a city's grid in each half hour.
@@ -108,6 +110,7 @@ class TaxiFlows:
         return torch.from_numpy(first[kept])[:, None] + torch.arange(frames)
 
 
+@explained
 def read_taxibj(paths: PathLike | Sequence[PathLike]) -> TaxiFlows:
     """Read one or several of the files ``BJ13_M32x32_T30_InOut.h5`` to ``BJ16...``.
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sdkd_plugin._checks import check_choice
+from sdkd_plugin._checks import check_choice, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin.data.sensors import TrafficData
 
 Missing = Literal["none", "zeros", "nan"]
@@ -40,6 +41,7 @@ class TrafficFiles:
     adjacency: Path | None = None
 
 
+@explained
 def find_traffic(folder: str | Path) -> TrafficFiles:
     """Which traffic data a folder holds, by the names of its files.
 
@@ -81,6 +83,7 @@ def find_traffic(folder: str | Path) -> TrafficFiles:
     return found[0]
 
 
+@explained
 def read_los_loop(folder: str | Path) -> TrafficData:
     """Read Los-loop: one week of METR-LA, 1 to 7 March 2012, 207 sensors, gaps interpolated.
 
@@ -121,6 +124,7 @@ def _positions(path: Path, node_ids: tuple[str, ...]) -> torch.Tensor:
     return torch.from_numpy(np.stack([east, north], 1).astype(np.float32))
 
 
+@explained
 def read_csv_pair(
     speed_csv: str | Path,
     adjacency_csv: str | Path,
@@ -181,8 +185,8 @@ def read_csv_pair(
         index = pd.date_range(pd.Timestamp(start), periods=len(speed), freq=freq)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"`start` is {start!r} and `freq` is {freq!r}, expected a time such as '2012-03-01' "
-            f"and a step such as '5min' ({error})."
+            f"`start` is {shown(start)} and `freq` is {shown(freq)}, expected a time such as "
+            f"'2012-03-01' and a step such as '5min' ({str(error)[:200]})."
         ) from error
     return TrafficData(
         speed=torch.from_numpy(np.where(observed, speed, np.nan).astype(np.float32)),

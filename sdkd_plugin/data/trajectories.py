@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite
+from sdkd_plugin._explained import explained
 from sdkd_plugin._plain import load_plain
 from sdkd_plugin.data.reading import check_size, reading
 
@@ -20,6 +21,7 @@ FORMATS = (".mat", ".npy", ".pt", ".safetensors")
 _MATLAB_BYTES = {"double": 8, "single": 4}
 
 
+@explained
 def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples time nx ny"]:
     """Trajectories of a scalar field from one file.
 
@@ -43,7 +45,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> Float[Tensor, "samples ti
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{file} is no file; expected trajectories as one of {FORMATS}.")
+        raise ValueError(f"`path`: {file} is no file; expected trajectories as one of {FORMATS}.")
     if file.suffix not in FORMATS:
         raise ValueError(f"{file} ends in {file.suffix!r}, expected one of {FORMATS}.")
     with reading(file, f"one array in {file.suffix}"):

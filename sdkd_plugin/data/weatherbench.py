@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_finite, check_positive_int, check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin.data.reading import (
     PathLike,
     check_index,
@@ -33,6 +34,7 @@ _ZARR_MARKERS = (".zmetadata", ".zgroup", "zarr.json")
 _INSTALL = "pip install 'sdkd_plugin[weather]'"
 
 
+@explained
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WeatherData:
     """Weather on a global grid, in equal steps of time.
@@ -69,6 +71,7 @@ class WeatherData:
         check_index("`index`", self.index, equal_steps=True)
 
 
+@explained
 def read_weatherbench(
     paths: PathLike | Sequence[PathLike],
     variables: Mapping[str, Sequence[int] | None],
@@ -260,6 +263,7 @@ def _levels(array: Any) -> list[Any]:
     return np.atleast_1d(array["level"]).tolist() if "level" in array.coords else [None]
 
 
+@explained
 def latitude_weighted_rmse(
     forecast: Float[Tensor, "*times channels lat lon"],
     truth: Float[Tensor, "*times channels lat lon"],

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._explained import explained
 
 WeightingName = Literal["fixed", "relative", "adaptive", "confidence"]
 
@@ -62,6 +63,7 @@ class FullPrecision(nn.Module):
         return self
 
 
+@explained
 class FixedWeighting(FullPrecision, AbstractWeighting):
     """The same weights in every step; with two bands, ``(alpha, 1)`` is the paper's form.
 
@@ -95,6 +97,7 @@ class FixedWeighting(FullPrecision, AbstractWeighting):
         return self.weights.to(evidence.student_error)
 
 
+@explained
 class RelativeWeighting(AbstractWeighting):
     """Weights each band by the inverse of the teacher's energy there.
 
@@ -156,6 +159,7 @@ class BandAverages(FullPrecision):
         self.weight += finite * weight
 
 
+@explained
 class AdaptiveWeighting(AbstractWeighting):
     """Weights a band the more, the larger the student's relative error in it is.
 
@@ -215,6 +219,7 @@ class AdaptiveWeighting(AbstractWeighting):
         return f"decay={self.decay}, max_weight={self.max_weight}, floor={self.floor}"
 
 
+@explained
 class ConfidenceWeighting(AbstractWeighting):
     """Weights each band by the teacher's signal share there.
 
@@ -311,8 +316,10 @@ def _energy(evidence: BandEvidence) -> Tensor:
 
 
 def _check(*, max_weight: float = 2.0, floor: float = 1.0, decay: float = 0.0) -> None:
-    if not 1 < max_weight < float("inf"):
-        raise ValueError(f"`max_weight` is {max_weight}, expected a finite number above 1.")
+    if not 1 < max_weight <= 1e9:
+        raise ValueError(
+            f"`max_weight` is {max_weight}, expected a finite number above 1, at most 1e9."
+        )
     if not 0 < floor <= 1:
         raise ValueError(f"`floor` is {floor}, expected a share in (0, 1].")
     if not 0 <= decay < 1:

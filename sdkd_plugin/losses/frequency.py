@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_finite, check_mask, check_shape, check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import (
     AbstractWeighting,
@@ -82,6 +83,7 @@ def observed_band_errors(
     return band_errors(teacher, observed, transform, bands).mean(0) / mask.float().mean()
 
 
+@explained
 def frequency_aligned_loss(
     student: Float[Tensor, "batch ..."],
     teacher: Float[Tensor, "batch ..."],
@@ -125,6 +127,7 @@ class FrequencyTerms(NamedTuple):
     weights: Float[Tensor, " n_bands"]
 
 
+@explained
 class FrequencyAlignedLoss(nn.Module):
     """The frequency-aligned loss of a domain, with a weighting of its bands.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.band_weights import AbstractWeighting, WeightingName
 from sdkd_plugin.losses.features import (
     AbstractFeatureLoss,
@@ -54,6 +55,7 @@ class ChannelProjector(nn.Module):
         return self.linear(x.movedim(self.channel_axis, -1)).movedim(-1, self.channel_axis)
 
 
+@explained
 @dataclass(frozen=True)
 class LatentPair:
     """A tap of the student that is distilled from a tap of a teacher.

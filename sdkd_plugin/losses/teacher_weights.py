@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.task import sample_errors
 from sdkd_plugin.spectral.transform import working_dtype
 
@@ -212,6 +213,7 @@ class MeanAggregation(AbstractAggregation):
         return _equal_weights(evidence.teachers)
 
 
+@explained
 class AEKDAggregation(AbstractAggregation):
     """AEKD: the weights whose mean gradient is the shortest, see `aekd_weights`.
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdkd_plugin._checks import check_choice
+from sdkd_plugin._checks import check_choice, check_type
 
 Padding = Literal["periodic", "reflect", "zeros"]
 
@@ -27,6 +27,8 @@ def check_multiple(argument: str, got: int, divisor: int, why: str) -> None:
 
 def check_input(x: Tensor, channels: int, smallest: int) -> None:
     """Refuse an input of a wrong shape; every ``forward`` calls it, so it waits for no device."""
+    if not isinstance(x, Tensor):
+        check_type("x", x, Tensor, "a batch of fields")
     # NumPy's integers compare to NumPy's bools.
     torch._check_value(
         x.ndim == 4 and x.shape[1] == int(channels),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdkd_plugin._checks import check_choice, check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.graph_blocks import (
     GraphForecaster,
     GraphSizes,
@@ -183,6 +184,7 @@ class LatentEvolution(nn.Module):
         return self.fuse(self.high(z, steps) + self.low(z))
 
 
+@explained
 class GraphAlterNet(GraphForecaster):
     """The graph counterpart of ST-AlterNet: graph convolution and attention in each block.
 

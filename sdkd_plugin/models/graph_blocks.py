@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_sizes, shown
+from sdkd_plugin._checks import check_sizes, check_type, shown
 
 # Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product are faster
 # than a message an edge, on CPUs and GPUs, and export to standard operators alone.
@@ -56,6 +56,8 @@ class GraphSizes:
 
     def checked(self, x: Tensor, u: Tensor | None) -> Tensor | None:
         """Check a batch; return ``u`` with a node axis, of length 1 where all nodes share it."""
+        if not isinstance(x, Tensor):
+            check_type("x", x, Tensor, "a batch of readings")
         if x.ndim != 4:
             raise ValueError(
                 f"`x` has shape {tuple(x.shape)}, expected (batch, time, nodes, features); "

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.graph_blocks import (
     GraphForecaster,
     GraphSizes,
@@ -14,6 +15,7 @@ from sdkd_plugin.models.graph_blocks import (
 )
 
 
+@explained
 class GraphMixer(GraphForecaster):
     """An MLP shared by all nodes, on each node's window, learned vector and surroundings.
 

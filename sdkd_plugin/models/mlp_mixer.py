@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_shape, check_sizes, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.blocks import Padding, channel_mlp, check_input, check_multiple, conv2d
 
 
@@ -30,6 +31,7 @@ class MixerBlock(nn.Module):
         return x + self.channel_mlp(x)
 
 
+@explained
 class MLPMixer(nn.Module):
     """Patches as tokens, mixed over space and over channels by MLPs in turn.
 

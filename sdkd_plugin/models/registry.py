@@ -101,7 +101,7 @@ def make_to_fit(name: str, arguments: Mapping[str, Any], declared: Shapes) -> nn
     if found != declared:
         differ = sorted(k for k in {*found, *declared} if found.get(k) != declared.get(k))
         raise ValueError(
-            f"the arguments of {name} make other weights than the file holds, at {differ[:3]}: "
+            f"`arguments` of {name} make other weights than the file holds, at {differ[:3]}: "
             f"{[found.get(k) for k in differ[:3]]}, in the file "
             f"{[declared.get(k) for k in differ[:3]]}."
         )

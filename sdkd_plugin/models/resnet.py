@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.blocks import (
     AppendCoordinates,
     Padding,
@@ -14,6 +15,7 @@ from sdkd_plugin.models.blocks import (
 )
 
 
+@explained
 class ResNet(nn.Module):
     """A convolution, residual blocks, a readout; at full resolution or once downsampled.
 

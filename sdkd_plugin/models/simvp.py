@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_choice, check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.blocks import (
     AppendCoordinates,
     Decoder,
@@ -109,6 +110,7 @@ class GatedBlock(nn.Module):
         return z + self.mlp(z)
 
 
+@explained
 class SimVP(nn.Module):
     """Encode each frame, translate all of them at once, decode each forecast frame.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdkd_plugin._checks import check_choice, check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.blocks import (
     AppendCoordinates,
     Decoder,
@@ -110,6 +111,7 @@ class EvolutionBlock(nn.Module):
         return self.norm(high + low)
 
 
+@explained
 class STAlterNet(nn.Module):
     """Encoder, latent evolution with separate high and low frequency branches, decoder.
 

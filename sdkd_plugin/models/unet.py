@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.models.blocks import AppendCoordinates, Padding, check_input, conv_block
 
 
+@explained
 class UNet(nn.Module):
     """Convolutions on ever coarser grids and back, with a skip at every level.
 

@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_mask, check_positive_int, check_shape
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
 
+@explained
 def forecast_scores(
     forecast: Float[Tensor, "batch ..."],
     truth: Float[Tensor, "batch ..."],

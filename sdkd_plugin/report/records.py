@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdkd_plugin._files import atomic_path
+from sdkd_plugin._files import atomic_path, locked
 from sdkd_plugin._version import __version__
 
 
@@ -47,15 +47,17 @@ def append_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
         rows: columns by name; older rows are empty in new columns.
     """
     file, older = Path(path), list[Mapping[str, Any]]()
-    if file.exists():
-        with file.open(newline="") as opened:
-            older = list(csv.DictReader(opened))
-    both = [*older, *rows]
-    columns = list(dict.fromkeys(column for row in both for column in row))
-    with atomic_path(file) as temporary, temporary.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(both)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file.parent):  # another writer's rows count too
+        if file.exists():
+            with file.open(newline="") as opened:
+                older = list(csv.DictReader(opened))
+        both = [*older, *rows]
+        columns = list(dict.fromkeys(column for row in both for column in row))
+        with atomic_path(file) as temporary, temporary.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(both)
 
 
 def fingerprint(value: Any) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_positive_int
+from sdkd_plugin._explained import explained
 
 SAME_FREQUENCY = 1e-9
 """Frequencies this close are one: round-off must not tear an eigenspace apart at a hard edge."""
@@ -28,6 +29,7 @@ class Spectrum(NamedTuple):
     energy: Tensor
 
 
+@explained
 @dataclass(frozen=True)
 class Bands:
     """A partition of the frequencies [0, 1] into bands, ordered from low to high.
@@ -76,22 +78,25 @@ class Bands:
             )
 
     @classmethod
+    @explained
     def split(cls, cutoff: float, transition: float = 0.0) -> "Bands":
         """Two bands: low below ``cutoff``, in (0, 1), high from there on."""
         return cls((cutoff,), transition)
 
     @classmethod
+    @explained
     def dyadic(cls, n: int, transition: float = 0.0) -> "Bands":
-        """``n`` bands, at least two, octaves: edges 1/2, 1/4, 1/8 and so on.
+        """``n`` bands, from 2 to 64, octaves: edges 1/2, 1/4, 1/8 and so on.
 
         Example:
             >>> Bands.dyadic(3).edges
             (0.25, 0.5)
         """
-        check_positive_int("n", n, minimum=2)
+        check_positive_int("n", n, minimum=2, most=64)
         return cls(tuple(2.0**-i for i in range(n - 1, 0, -1)), transition)
 
     @classmethod
+    @explained
     def equal(cls, n: int, transition: float = 0.0) -> "Bands":
         """``n`` bands, at least two, of equal width.
 
@@ -102,10 +107,11 @@ class Bands:
             >>> Bands.equal(4).edges
             (0.25, 0.5, 0.75)
         """
-        check_positive_int("n", n, minimum=2)
+        check_positive_int("n", n, minimum=2, most=10_000)
         return cls(tuple(i / n for i in range(1, n)), transition)
 
     @classmethod
+    @explained
     def from_skill(
         cls,
         error: Spectrum,
@@ -162,6 +168,7 @@ class Bands:
         return cls(tuple(sorted(edges)), transition)
 
     @classmethod
+    @explained
     def from_energy(cls, spectrum: Spectrum, n: int, transition: float = 0.0) -> "Bands":
         """``n`` bands whose energies are as nearly equal as the domain's frequencies allow.
 
@@ -209,6 +216,7 @@ class Bands:
         """Number of bands."""
         return len(self.edges) + 1
 
+    @explained
     def __call__(self, frequencies: Float[Tensor, "*shape"]) -> Float[Tensor, "n_bands *shape"]:
         """Power weight of each band at each frequency, in [0, 1]; the bands' sum to 1."""
         ones = torch.ones_like(frequencies)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral.bands import Bands
 from sdkd_plugin.spectral.chebyshev import ChebyshevGraph
 from sdkd_plugin.spectral.graph_basis import GraphBasis, graph_basis
@@ -34,6 +35,7 @@ MAX_EXACT_NODES = 16_000
 _OF_BASIS = ("eigenvectors", "frequencies", "multiplicity", "inverse", "spectrum")
 
 
+@explained
 class GraphTransform(AbstractTransform):
     """Orthonormal graph Fourier transform ``x_hat = U^T x`` with ``L = U diag(lambda) U^T``.
 
@@ -67,6 +69,7 @@ class GraphTransform(AbstractTransform):
         self.domain_shape = self.engine.domain_shape
 
     @classmethod
+    @explained
     def from_edges(
         cls,
         edge_index: Int[Tensor, "2 edges"],

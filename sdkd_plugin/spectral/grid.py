@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._checks import check_choice, check_positive_int, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import cosine
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 
@@ -18,6 +19,7 @@ CACHED = 2**18
 """Elements of a block of fields that a CPU transforms by the DCT at once."""
 
 
+@explained
 class GridTransform(AbstractBasisTransform):
     """Orthonormal transform of fields on a regular grid of one to three axes.
 
@@ -57,8 +59,8 @@ class GridTransform(AbstractBasisTransform):
     channel_axis: int = 0
 
     def __init__(self, shape: Sequence[int], boundary: Boundary = "periodic") -> None:
-        if not 1 <= len(shape) <= 3:
-            raise ValueError(f"`shape` is {tuple(shape)}, expected one to three sizes.")
+        if isinstance(shape, str) or not 1 <= len(shape) <= 3:
+            raise ValueError(f"`shape` is {shown(shape)}, expected one to three sizes.")
         for size in shape:
             check_positive_int("shape", size)
         check_choice("boundary", boundary, get_args(Boundary))

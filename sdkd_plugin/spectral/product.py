@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice, check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.graph import GraphTransform
 from sdkd_plugin.spectral.transform import AbstractTransform
@@ -15,6 +16,7 @@ from sdkd_plugin.spectral.transform import AbstractTransform
 Over = Literal["joint", "time"]
 
 
+@explained
 class ProductTransform(AbstractBasisTransform):
     """Fields over a horizon: the DCT-II along time, times the transform of space.
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice, check_sizes
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 
 SphereGrid = Literal["equiangular", "legendre-gauss", "lobatto"]
 
 
+@explained
 class SphereTransform(AbstractBasisTransform):
     """Spherical harmonics of fields ``(..., latitude, longitude)``; frequency is the total degree.
 

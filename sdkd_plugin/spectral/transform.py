@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_shape
+from sdkd_plugin._checks import check_shape, check_type
 from sdkd_plugin.spectral.bands import Bands
 
 
@@ -96,6 +96,7 @@ class AbstractTransform(nn.Module, ABC):
             tensor([64.,  0.])
         """
         check_field(self, x)
+        check_type("bands", bands, Bands, "such as Bands.split(0.25)")
         n_domain = len(self.domain_axes)
         last = x.movedim(self.domain_axes, tuple(range(-n_domain, 0)))
         # Every field becomes a sample of its own; axes behind the domain have length 1.
@@ -113,19 +114,22 @@ def working_dtype(x: Tensor) -> torch.dtype:
 def check_field(transform: AbstractTransform, x: Tensor, *, batched: bool = False) -> None:
     """Refuse a field that is empty or does not lie on the transform's domain."""
     shape, axes = transform.domain_shape, transform.domain_axes
+    if not isinstance(x, Tensor):
+        check_type("x", x, Tensor, "a field")
     if not x.is_floating_point():
-        raise ValueError(f"a field is of {x.dtype}, expected floating-point numbers.")
+        raise ValueError(f"`x` as a field is of {x.dtype}, expected floating-point numbers.")
     if x.ndim < -axes[0] or tuple(map(x.shape.__getitem__, axes)) != shape:
         raise ValueError(
-            f"a field has shape {tuple(x.shape)}, expected {shape} along axes {axes}: "
+            f"`x` as a field has shape {tuple(x.shape)}, expected {shape} along axes {axes}: "
             "build the transform for the shape of the data."
         )
     if batched and x.ndim == -axes[0]:
         raise ValueError(
-            f"a field has shape {tuple(x.shape)}, expected a batch axis before its domain, {shape}."
+            f"`x` as a field has shape {tuple(x.shape)}, expected a batch axis before its domain, "
+            f"{shape}."
         )
     if x.numel() == 0:
         raise ValueError(
-            f"a field has shape {tuple(x.shape)}, expected at least one sample and one channel: "
-            "an empty batch has no energy."
+            f"`x` as a field has shape {tuple(x.shape)}, expected at least one sample and one "
+            "channel: an empty batch has no energy."
         )

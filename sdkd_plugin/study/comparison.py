@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.report import environment, milliseconds_a_forecast, parameter_count
@@ -30,6 +31,7 @@ Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 MEAN = "mean of the teachers"
 
 
+@explained
 def study(
     task: Task,
     *,
@@ -74,8 +76,8 @@ def study(
         device: where models are trained.
 
     Raises:
-        ValueError: if a student or a teacher is missing, a number is out of range, or something
-            cannot be sent to another process.
+        ValueError: if a student or a teacher is missing, a number is out of range, a kept model is
+            damaged, or something cannot be sent to another process.
         RuntimeError: if a training diverges.
 
     Example:
@@ -90,6 +92,9 @@ def study(
         ['teacher', 'student alone', 'plain-MSE distillation', 'SDKD']
     """
     check_positive("lr", lr)
+    if isinstance(student, nn.Module):
+        kind = type(student).__name__
+        raise ValueError(f"`student` is a {kind}, expected a function that makes one.")
     counts = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
     for name, value in counts.items():
         check_positive_int(name, value)
@@ -119,7 +124,12 @@ def study(
             trainings.append(Training(there, arm, make, used, recipe, device, place))
         rows = _fixed_rows(there, teachers, device)
         jobs_of = ((i, seed) for seed in range(seeds) for i in range(len(arms)))
-        missing = [(i, seed) for i, seed in jobs_of if not trainings[i].path(seed).exists()]
+        missing = []
+        for i, seed in jobs_of:
+            if trainings[i].path(seed).exists():
+                trainings[i].kept(seed)  # a damaged one is said before the others are trained
+            else:
+                missing.append((i, seed))
         if loss is not None and any(not arms[i].alone for i, _ in missing):
             outputs = precompute(loss, there.batches(there.train))
             judged = precompute(loss, there.batches(there.validation))

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from sdkd_plugin._checks import check_finite
+from sdkd_plugin._checks import check_finite, check_positive_int, check_type, shown
+from sdkd_plugin._explained import explained
 from sdkd_plugin.data.symmetry import Symmetry
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
 from sdkd_plugin.report import forecast_scores
@@ -21,6 +22,7 @@ from sdkd_plugin.teachers import accepted_inputs
 PARTS = ("train", "validation", "test")
 
 
+@explained
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Inputs and labels on the CPU, in the models' units; their first axis is the sample.
@@ -59,6 +61,7 @@ class Samples:
         return Samples(self.x[rows].to(device), self.y[rows].to(device), mask, inputs)
 
 
+@explained
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
     """A forecasting problem: data, split, domain and metrics.
@@ -166,6 +169,7 @@ class Task:
         return self.scale * values + self.offset
 
 
+@explained
 class Arm:
     """One way to train a student.
 
@@ -199,14 +203,16 @@ class Arm:
         base: str | None = None,
         **options: Any,
     ) -> None:
+        check_type("name", name, str, "for tables")
         self.name, self.labels, self.teachers, self.model = name, labels, teachers, model
         self.base, self.options = base, options
         self.alone = options.get("kd_weight") == 0
         self.setting = "all labels" if labels == 1 else f"{100 * labels:.3g}% of the labels"
         if not 0 <= labels <= 1 or (labels == 0 and self.alone):
-            raise ValueError(f"`labels` is {labels} for {name!r}, expected a share in (0, 1].")
+            raise ValueError(f"`labels` is {labels} for {shown(name)}, expected a share in (0, 1].")
 
 
+@explained
 def standard_arms(
     n_bands: int = 2,
     *,
@@ -226,6 +232,7 @@ def standard_arms(
         >>> [arm.name for arm in standard_arms(weightings=["fixed", "adaptive"])]
         ['student alone', 'plain-MSE distillation', 'SDKD, fixed', 'SDKD, adaptive']
     """
+    check_positive_int("n_bands", n_bands, most=1024)
     named = {"SDKD" if len(weightings) == 1 else f"SDKD, {w}": w for w in weightings}
     sdkd = [Arm(k, weighting=w, latents=tuple(latents), **options) for k, w in named.items()]
     plain = Arm("plain-MSE distillation", weighting=(1.0,) * n_bands, **options)

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdkd_plugin._files import atomic_path, check_writable
@@ -29,6 +29,7 @@ from sdkd_plugin.study.task import Arm, Task
 from sdkd_plugin.teachers import TeacherOutput, accepted_inputs
 
 Make = Callable[[], nn.Module]
+_DELETE = "Delete it, and the model will be trained again."
 
 
 class Recipe(NamedTuple):
@@ -73,21 +74,32 @@ class Training:
         """The file of a trained model: its weights and, as metadata, its row."""
         return self.folder / f"{self.protocol}-{seed}.safetensors"
 
+    def kept(self, seed: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The weights of a trained model and its metadata; a ValueError if they are damaged."""
+        path = self.path(seed)
+        try:
+            with safe_open(path, "pt") as opened:
+                metadata = opened.metadata() or {}
+                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}). {_DELETE}") from error
+        if metadata.pop("checksum", None) != _checksum(state, metadata):
+            raise ValueError(f"{path} has another checksum than when it was written. {_DELETE}")
+        return state, metadata
+
     def row(self, seed: int) -> dict[str, Any]:
         """The row of a trained model."""
-        with safe_open(self.path(seed), "pt") as kept:
-            names = {"setting": self.arm.setting, "model": self.arm.name, "seed": seed}
-            return {**names, "protocol": self.protocol, **json.loads(kept.metadata()["row"])}
+        names = {"setting": self.arm.setting, "model": self.arm.name, "seed": seed}
+        return {**names, "protocol": self.protocol, **json.loads(self.kept(seed)[1]["row"])}
 
     def history(self, seed: int) -> dict[str, list[float]]:
         """Step, validation error and the weights of bands and teachers, at each validation."""
-        with safe_open(self.path(seed), "pt") as kept:
-            return json.loads(kept.metadata().get("history", "{}"))
+        return json.loads(self.kept(seed)[1]["history"])
 
     def model(self, seed: int) -> nn.Module:
         """A trained model, in eval mode on the CPU."""
         model = made(self.make).eval()
-        model.load_state_dict(load_file(self.path(seed)))
+        model.load_state_dict(self.kept(seed)[0])
         return model
 
     def run(self, seed: int) -> None:
@@ -107,8 +119,9 @@ class Training:
         row |= {"seconds": time.perf_counter() - start, **environment(self.device)}
         # neuraloperator adds its metadata, no tensor, to the state.
         state = {k: v.contiguous() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        metadata = {"row": json.dumps(row), "history": json.dumps(history)}
         with atomic_path(self.path(seed)) as path:
-            save_file(state, path, {"row": json.dumps(row), "history": json.dumps(history)})
+            save_file(state, path, {**metadata, "checksum": _checksum(state, metadata)})
 
     def _fit(self, model: nn.Module, seed: int) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Train a model and leave it with its best weights; columns of its row, and its history."""
@@ -201,6 +214,10 @@ class Training:
         """Whether the teachers' stored outputs are used."""
         live = self.task.symmetry is not None and self.arm.options.get("latents")
         return not live and not self.arm.options.get("augmentation")
+
+
+def _checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return fingerprint([sorted(metadata.items()), [(k, state[k].cpu()) for k in sorted(state)]])
 
 
 def _batches(indices: Tensor, size: int, seed: int) -> Iterator[Tensor]:

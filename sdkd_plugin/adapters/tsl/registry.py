@@ -112,6 +112,9 @@ def check_hparams(argument: str, kind: type, options: Mapping[str, Any]) -> None
 def refuse_targets(config: Any, path: str = "config") -> None:
     """Refuse a configuration that names code to run, as Hydra's ``instantiate`` would.
 
+    Hydra itself runs what its own section names (``hydra.callbacks``, ``hydra.job_logging``,
+    launchers and sweepers) before a script can look at it: read foreign files before a run.
+
     Raises:
         ValueError: at the first ``_target_``, with its place below ``path``.
     """

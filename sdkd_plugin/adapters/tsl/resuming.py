@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset
 from tsl.data.loader import StaticGraphLoader
 
-from sdkd_plugin._checks import check_positive_int
+from sdkd_plugin._checks import MOST_SEED, check_positive_int
 from sdkd_plugin.data.mixing import MixedSampler
 
 
@@ -43,7 +43,7 @@ class SeededDataModule(SpatioTemporalDataModule):
         **module: Any,
     ) -> None:
         super().__init__(*args, **module)
-        check_positive_int("seed", seed, minimum=0)
+        check_positive_int("seed", seed, 0, MOST_SEED)
         self.seed = seed
         self.ratio = ratio
         self.unlabelled = None if unlabelled is None else torch.as_tensor(unlabelled)
@@ -73,7 +73,7 @@ class SeededDataModule(SpatioTemporalDataModule):
 
     @property
     def training_windows(self) -> Any:
-        """All that a teacher is asked for: the windows of training and the unlabelled ones."""
+        """The windows that a teacher forecasts, those of training and the unlabelled ones."""
         if self.unlabelled is None:
             return self.trainset
         return MixedWindows(self.torch_dataset, self.trainset.indices, self.unlabelled)
@@ -133,7 +133,7 @@ class SeededEpochs(pl.Callback):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        check_positive_int("seed", seed, minimum=0)
+        check_positive_int("seed", seed, 0, MOST_SEED)
         self.seed = seed
 
     def on_train_batch_start(
