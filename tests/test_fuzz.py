@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 import sdkd_plugin
 from sdkd_plugin import (
+    AMSE,
     AdaptiveWeighting,
     AEKDAggregation,
     AtResolution,
     Bands,
     ConfidenceWeighting,
+    DerivativeMatching,
     DistillationLoss,
     FixedWeighting,
     FrequencyAlignedLoss,
@@ -35,13 +37,16 @@ from sdkd_plugin import (
     GridTransform,
     LatentPair,
     Mixup,
+    OnPolicy,
     ProductTransform,
     RelativeWeighting,
     SDKDDistiller,
+    SpectralLoss,
     Spectrum,
     TapReader,
     TeacherCache,
     frequency_aligned_loss,
+    inverse_energy_weights,
     models,
     precompute,
 )
@@ -122,7 +127,7 @@ VALUES: dict[str, Any] = {
     "other grid": GridTransform((4,)),
     "bands": BANDS,
     "path": Path("/nowhere/at/all"),
-    "folder": Path(__file__).parent,
+    "folder": Path(),
     "this file": Path(__file__),
     "scalar": torch.tensor(0.5),
     "nan scalar": torch.tensor(math.nan),
@@ -151,6 +156,10 @@ class Call(NamedTuple):
     function: Callable[..., Any]
     works: Mapping[str, Any]
     use: Callable[[Any], Any] | None = None
+
+
+def weighed_by(amse: Any) -> Any:
+    return FrequencyAlignedLoss(GRID, BANDS, "fixed", amse=amse)(X, Y, Y)
 
 
 def weighed(weighting: Any) -> Any:
@@ -278,6 +287,26 @@ def table(folder: Path) -> dict[str, Call]:
             {"x": X, "y": Y, "index": torch.arange(3)},
             lambda t: t.total,
         ),
+        "AMSE": Call(AMSE, {"weight": 1.0, "amplitude": "target"}, weighed_by),
+        "SpectralLoss": Call(
+            SpectralLoss,
+            {"transform": GRID, "bands": BANDS, "weights": (1.0, 2.0), "amse": None},
+            lambda f: f(X, Y),
+        ),
+        "inverse_energy_weights": Call(
+            inverse_energy_weights,
+            {"fields": X, "transform": GRID, "bands": BANDS, "floor": 1e-3},
+        ),
+        "OnPolicy": Call(
+            OnPolicy,
+            {"model": conv(), "max_steps": 2, "states": X, "bound": 3.0, "generator": None},
+            lambda p: p(X),
+        ),
+        "DerivativeMatching": Call(
+            DerivativeMatching,
+            {"weight": 1.0, "size": 0.01, "generator": None},
+            lambda d: distiller(derivatives=d).step(X, Y).total,
+        ),
         "AtResolution": Call(AtResolution, {"model": conv(), "shape": (4, 4)}, lambda m: m(X)),
         "TapReader": Call(TapReader, {"model": nn.Sequential(conv()), "names": ["0"]}),
         "TeacherCache": Call(TeacherCache, {"folder": folder / "cache", "key": None}),
@@ -351,8 +380,11 @@ def table(folder: Path) -> dict[str, Call]:
 
 
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
-    return table(tmp_path_factory.mktemp("fuzz"))
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Call]]:
+    """The table; a relative path is in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        yield table(tmp_path_factory.mktemp("fuzz"))
 
 
 def numbers(value: Any) -> Iterator[Tensor]:

@@ -143,8 +143,9 @@ class Propagation:
         degree = weight.new_zeros(n_nodes).index_add(0, target, weight)
         weight = weight / degree.where(degree > 0, 1)[target]
         small, shape = n_nodes <= DENSE_UP_TO, (n_nodes, n_nodes)
-        few = not small or len(weight) < SPARSE_BELOW * n_nodes**2
-        if few and weight.device.type == "cpu" and not torch.compiler.is_compiling():
+        # In compilation and export a comparison would fix the number of edges.
+        sparse = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        if sparse and (not small or len(weight) < SPARSE_BELOW * n_nodes**2):
             places = torch.stack([target, source])
             matrix = torch.sparse_coo_tensor(places, weight, shape, check_invariants=False)
             return cls(source, target, weight, matrix)
