@@ -165,3 +165,10 @@ def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
         raise ValueError(
             f"`{argument}` goes down to {float(x.min()):g}, expected none below 0; {remedy}."
         )
+
+
+def checked_generator(generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator of random numbers, or None for torch's global one."""
+    if generator is not None:
+        check_type("generator", generator, torch.Generator, "or None")
+    return generator

@@ -17,7 +17,9 @@ from sdkd_plugin._checks import (
     check_positive,
     check_positive_int,
     check_shape,
+    checked_generator,
 )
+from sdkd_plugin._explained import explained
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.rollouts import advanced
 from sdkd_plugin.teachers import evaluated
@@ -25,6 +27,7 @@ from sdkd_plugin.teachers import evaluated
 StudentAugmentation = AugmentationName | Literal["on-policy"] | Augmentation
 
 
+@explained
 class OnPolicy:
     """An augmentation that moves inputs along the student's own roll-out.
 
@@ -76,7 +79,7 @@ class OnPolicy:
         if bound <= 1:
             raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
         self.model, self.max_steps = model, max_steps
-        self.bound, self.generator = bound, generator
+        self.bound, self.generator = bound, checked_generator(generator)
         self.limit = None if states is None else _sizes(states).amax(0)
         self.seen, self.diverged = 0, torch.zeros((), dtype=torch.long)
 

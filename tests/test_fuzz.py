@@ -159,7 +159,7 @@ class Call(NamedTuple):
 
 
 def weighed_by(amse: Any) -> Any:
-    return FrequencyAlignedLoss(GRID, BANDS, "fixed", amse=amse)(X, Y, Y)
+    return FrequencyAlignedLoss(GRID, BANDS, "fixed", amse=amse).terms(X, Y, Y).total
 
 
 def weighed(weighting: Any) -> Any:
