@@ -17,7 +17,9 @@ from sdkd_plugin._checks import (
     check_positive,
     check_positive_int,
     check_shape,
+    check_type,
 )
+from sdkd_plugin._explained import explained
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
 from sdkd_plugin.rollouts import advanced
 from sdkd_plugin.teachers import evaluated
@@ -25,6 +27,7 @@ from sdkd_plugin.teachers import evaluated
 StudentAugmentation = AugmentationName | Literal["on-policy"] | Augmentation
 
 
+@explained
 class OnPolicy:
     """An augmentation that moves inputs along the student's own roll-out.
 
@@ -75,6 +78,7 @@ class OnPolicy:
         check_positive("bound", bound)
         if bound <= 1:
             raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
+        check_type("model", model, nn.Module, "whose forecasts are its next inputs")
         self.model, self.max_steps = model, max_steps
         self.bound, self.generator = bound, generator
         self.limit = None if states is None else _sizes(states).amax(0)

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 import sdkd_plugin
 from sdkd_plugin import (
+    AMSE,
     AdaptiveWeighting,
     AEKDAggregation,
     AtResolution,
     Bands,
     ConfidenceWeighting,
+    DerivativeMatching,
     DistillationLoss,
     FixedWeighting,
     FrequencyAlignedLoss,
@@ -35,13 +37,16 @@ from sdkd_plugin import (
     GridTransform,
     LatentPair,
     Mixup,
+    OnPolicy,
     ProductTransform,
     RelativeWeighting,
     SDKDDistiller,
+    SpectralLoss,
     Spectrum,
     TapReader,
     TeacherCache,
     frequency_aligned_loss,
+    inverse_energy_weights,
     models,
     precompute,
 )
@@ -278,6 +283,20 @@ def table(folder: Path) -> dict[str, Call]:
             {"x": X, "y": Y, "index": torch.arange(3)},
             lambda t: t.total,
         ),
+        "AMSE": Call(AMSE, {"weight": 0.5, "amplitude": "target"}),
+        "DerivativeMatching": Call(
+            DerivativeMatching, {"weight": 1.0, "size": 0.01, "generator": None}
+        ),
+        "OnPolicy": Call(OnPolicy, {"model": conv(), "max_steps": 3, "bound": 2.0}, lambda f: f(X)),
+        "SpectralLoss": Call(
+            SpectralLoss,
+            {"transform": GRID, "bands": BANDS, "weights": (1.0, 1.0), "amse": None},
+            lambda f: f(X, Y),
+        ),
+        "inverse_energy_weights": Call(
+            inverse_energy_weights, {"fields": X, "transform": GRID, "bands": BANDS, "floor": 0.1}
+        ),
+        "Bands.equal": Call(Bands.equal, {"n": 3, "transition": 0.0}),
         "AtResolution": Call(AtResolution, {"model": conv(), "shape": (4, 4)}, lambda m: m(X)),
         "TapReader": Call(TapReader, {"model": nn.Sequential(conv()), "names": ["0"]}),
         "TeacherCache": Call(TeacherCache, {"folder": folder / "cache", "key": None}),
@@ -401,8 +420,11 @@ def outcome(call: Call, changed: Mapping[str, Any]) -> str | None:
             return f"{type(error).__name__}: {text[:200]}"
         if len(text) > 3000:
             return f"a message of {len(text)} characters"
-        # A file that is not there is named by its path.
-        named = isinstance(error, FileNotFoundError) or re.search(r"`\w+", text)
+        # A file that is not there is named by its path, and a function that takes other arguments
+        # by Python.
+        named = isinstance(error, FileNotFoundError) or re.search(
+            r"`\w+|\w\(\) (missing|takes) \d", text
+        )
         paths = (str(value)[:200] for value in changed.values() if isinstance(value, Path | str))
         return None if named or any(p and p in text for p in paths) else f"names nothing: {error!r}"
     finally:

@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice, check_positive
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
 AmplitudeSource = Literal["target", "labels"]
 
 
+@explained
 @dataclass(frozen=True)
 class AMSE:
     """How far the errors of the bands are the adjusted mean squared error, AMSE.

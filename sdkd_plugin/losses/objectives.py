@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_finite
+from sdkd_plugin._checks import check_finite, check_positive, check_type
+from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import BandEvidence, make_weighting
 from sdkd_plugin.losses.frequency import band_errors
@@ -20,6 +21,7 @@ PROBED = 4096
 """Up to this size of a domain the coefficients of a band are counted; beyond, estimated."""
 
 
+@explained
 @torch.no_grad()
 def inverse_energy_weights(
     fields: Float[Tensor, "batch ..."] | Iterable[Float[Tensor, "batch ..."]],
@@ -60,8 +62,7 @@ def inverse_energy_weights(
     Source: our own; that the MSE neglects what has little energy: Lippe et al. 2023, PDE-Refiner,
     arXiv 2308.05732.
     """
-    if not (isinstance(floor, float | int) and 0 < floor < math.inf):
-        raise ValueError(f"`floor` is {floor}, expected a finite number above 0.")
+    check_positive("floor", floor)
     energy, count = torch.zeros(bands.n_bands, dtype=torch.float64), 0
     for batch in [fields] if isinstance(fields, Tensor) else fields:
         check_finite("fields", batch)
@@ -98,6 +99,7 @@ def band_sizes(transform: AbstractTransform, bands: Bands) -> Float[Tensor, " n_
     return share * total
 
 
+@explained
 class SpectralLoss(nn.Module):
     """A spectral error against labels: the task loss of a student alone, or beside a teacher.
 
@@ -130,6 +132,10 @@ class SpectralLoss(nn.Module):
         amse: AMSE | None = None,
     ) -> None:
         super().__init__()
+        check_type("transform", transform, AbstractTransform, "such as GridTransform((64, 64))")
+        check_type("bands", bands, Bands, "such as Bands.split(0.25)")
+        if amse is not None:
+            check_type("amse", amse, AMSE, "or None")
         self.transform, self.bands = transform, bands
         self.weighting = make_weighting(weights or [1.0] * bands.n_bands, bands.n_bands)
         self.amse = AMSE(0.0) if amse is None else amse
