@@ -117,6 +117,7 @@ def augmented(
 ) -> Tensor:
     """Augmented inputs, checked; the student's further ``inputs`` are for `OnPolicy` alone."""
     moved = augmentation(x, **inputs) if isinstance(augmentation, OnPolicy) else augmentation(x)
+    check_type("augmentation(x)", moved, Tensor, "it returns moved inputs")
     check_shape("augmentation(x)", moved.shape, x.shape, "it keeps the shape")
     if finite:
         check_finite("augmentation(x)", moved)
