@@ -7,7 +7,7 @@ OUT ?= runs/ns_2d
 # Marks a finished installation: a changed pin or dependency renews it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install example example-traffic test test-all test-gpu lint types bench ablation \
+.PHONY: install example example-traffic test test-all test-gpu lint types docs bench ablation \
 	traffic-week clean
 
 install: $(INSTALLED)
@@ -24,10 +24,10 @@ example: install
 example-traffic: install
 	$(BIN)/python examples/metr_la.py
 
-test: lint types
+test: lint types docs
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: lint types
+test-all: lint types docs
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 # All checks that need a CUDA device, in one command.
@@ -45,11 +45,16 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Warnings are errors, and names in single backticks must be in the reference.
+docs: install
+	$(BIN)/python -m sphinx -E -W -n -q docs docs/_build
+
 bench: install
 	$(BIN)/python benchmarks/grid_loss.py
 	$(BIN)/python benchmarks/graph_loss.py
 	$(BIN)/python benchmarks/navier_stokes_convergence.py
 	$(BIN)/python benchmarks/neuralop_epoch.py
+	$(BIN)/python benchmarks/graph_teacher.py
 
 # An hour or two on two cores; DATA is a folder with traffic files.
 ablation: install
@@ -59,4 +64,4 @@ traffic-week: install
 	$(BIN)/python benchmarks/traffic_week.py --data $(DATA)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs
+	rm -rf $(VENV) build dist *.egg-info runs docs/_build docs/_pictures docs/benchmarks

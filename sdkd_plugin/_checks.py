@@ -4,14 +4,18 @@ Here live the few checks that more than one room needs; each raises `ValueError`
 imports anything of ours.
 """
 
+import inspect
 import math
 import operator
+import os
 import reprlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any, SupportsIndex, cast
 
+import jaxtyping
 import torch
 from torch import Tensor
 
@@ -74,7 +78,19 @@ def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> N
         raise ValueError(f"`{argument}` is {shown(got)}, expected a finite number {bound}.")
 
 
-def check_finite(argument: str, x: Tensor) -> None:
+def warn_caller(message: str) -> None:
+    """A warning at the caller's line: the first outside this package, torch and type checks."""
+    files = (__file__, str(torch.__file__), str(jaxtyping.__file__))
+    ours = tuple(os.path.join(os.path.dirname(file), "") for file in files)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def check_finite(
+    argument: str, x: Tensor, remedy: str = "drop them, fill them, or mask them out"
+) -> None:
     """Refuse NaN and Inf. On a GPU this waits for the device."""
     if x.is_meta:
         raise ValueError(f"`{argument}` is on the meta device, expected a tensor with values.")
@@ -84,8 +100,7 @@ def check_finite(argument: str, x: Tensor) -> None:
         return
     if bad := int((~torch.isfinite(x)).sum()):
         raise ValueError(
-            f"`{argument}` has {bad} of {x.numel()} values that are NaN or Inf; "
-            "drop them, fill them, or mask them out."
+            f"`{argument}` has {bad} of {x.numel()} values that are NaN or Inf; {remedy}."
         )
 
 
@@ -135,11 +150,10 @@ def check_batch(
         check_mask(mask, y)
     if not finite:
         return
-    if x is not None:
-        check_finite("x", x)
-    for name, value in inputs.items():
+    remedy = "fill them, since a mask covers labels alone, or drop the samples"
+    for name, value in {"x": x, **inputs}.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            check_finite(name, value)
+            check_finite(name, value, remedy)
     if y is not None:
         check_finite("y", y if mask is None else y[mask.expand_as(y)])
 
@@ -151,3 +165,10 @@ def check_not_negative(argument: str, x: Tensor, remedy: str) -> None:
         raise ValueError(
             f"`{argument}` goes down to {float(x.min()):g}, expected none below 0; {remedy}."
         )
+
+
+def checked_generator(generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator of random numbers, or None for torch's global one."""
+    if generator is not None:
+        check_type("generator", generator, torch.Generator, "or None")
+    return generator

@@ -50,7 +50,7 @@ def _wrong_type(function: Any, args: Any, kwargs: Any, error: Exception) -> str 
         given = signature.bind(*args, **kwargs).arguments
     except (NameError, TypeError):
         return None
-    if any(f"`{name}`" in str(error) for name in given):
+    if any(f"{before}{name}`" in str(error) for name in given for before in "`."):
         return None
     for name, value in given.items():
         kind = signature.parameters[name].kind

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_positive, check_type
+from sdkd_plugin._checks import check_choice, check_positive, checked_generator
 from sdkd_plugin._explained import explained
 
 Augmentation = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Mixup:
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
-        self.generator = _checked(generator)
+        self.generator = checked_generator(generator)
 
     @explained
     def __call__(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
@@ -65,19 +65,13 @@ class GaussianNoise:
     def __init__(self, deviation: float = 0.1, generator: torch.Generator | None = None) -> None:
         check_positive("deviation", deviation)
         self.deviation = deviation
-        self.generator = _checked(generator)
+        self.generator = checked_generator(generator)
 
     @explained
     def __call__(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The noisy batch."""
         noise = torch.randn(x.shape, generator=self.generator).to(x)
         return x + self.deviation * x.std(correction=0) * noise
-
-
-def _checked(generator: torch.Generator | None) -> torch.Generator | None:
-    if generator is not None:
-        check_type("generator", generator, torch.Generator, "or None")
-    return generator
 
 
 def make_augmentation(augmentation: AugmentationName | Augmentation) -> Augmentation:

@@ -27,6 +27,7 @@ from sdkd_plugin.teachers import (
     call_model,
     check_no_shared_weights,
     named_inputs,
+    warn_of_other_boundary,
 )
 
 
@@ -90,6 +91,7 @@ class SDKDDistiller(nn.Module):
         self._inputs = named_inputs(student)
         self._known_inputs = InputNames.any_of((self._inputs, self.loss.inputs))
         check_no_shared_weights(self.loss.teachers, student)
+        warn_of_other_boundary(student, self.loss.transform)
         self.task_loss = make_task_loss(task_loss)
         self.augmentation = augmentation_for(student, augmentation)
         if self.augmentation is not None and self.loss.stored is not None:

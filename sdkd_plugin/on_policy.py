@@ -18,6 +18,7 @@ from sdkd_plugin._checks import (
     check_positive_int,
     check_shape,
     check_type,
+    checked_generator,
 )
 from sdkd_plugin._explained import explained
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
@@ -80,7 +81,7 @@ class OnPolicy:
             raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
         check_type("model", model, nn.Module, "whose forecasts are its next inputs")
         self.model, self.max_steps = model, max_steps
-        self.bound, self.generator = bound, generator
+        self.bound, self.generator = bound, checked_generator(generator)
         self.limit = None if states is None else _sizes(states).amax(0)
         self.seen, self.diverged = 0, torch.zeros((), dtype=torch.long)
 

@@ -6,23 +6,20 @@ returns. What is learned from the outputs is in `loss`, what keeps them in `cach
 
 import copy
 import inspect
-import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
-import jaxtyping
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
 
-from sdkd_plugin._checks import check_finite, check_shape, shown
-from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform
+from sdkd_plugin._checks import check_finite, check_shape, shown, warn_caller
+from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform, ProductTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
 from sdkd_plugin.taps import TapReader, tap_path
@@ -337,17 +334,29 @@ def warn_of_empty_bands(
     forecasts: Sequence[Tensor], names: Sequence[str], transform: AbstractTransform, bands: Bands
 ) -> None:
     """Warn of bands in which a teacher's forecast is 0: the loss draws the student to 0 there."""
-    # The caller's frame is the first that is not of this package, torch's modules or type checks.
-    files = (__file__, str(torch.__file__), str(jaxtyping.__file__))
-    ours = tuple(os.path.join(os.path.dirname(file), "") for file in files)
-    frame, level = inspect.currentframe(), 1
-    while frame is not None and frame.f_code.co_filename.startswith(ours):
-        frame, level = frame.f_back, level + 1
     for name, forecast in zip(names, forecasts, strict=True):
         energy = transform.sample_band_energy(forecast, bands).sum(0)
         if empty := (energy == 0).nonzero()[:, 0].tolist():
-            warnings.warn(
+            warn_caller(
                 f"the forecast of {name} is 0 in the bands {empty} (0 is the lowest), and the loss "
-                "draws the student to 0 there; choose other bands if that is not meant.",
-                stacklevel=level,
+                "draws the student to 0 there; choose other bands if that is not meant."
             )
+
+
+def warn_of_other_boundary(student: nn.Module, transform: AbstractTransform) -> None:
+    """Warn of a student whose convolutions wrap around where the transform does not, or vice versa.
+
+    Zero padding, torch's default, says nothing of the data.
+    """
+    space = transform.space if isinstance(transform, ProductTransform) else transform
+    modes = {getattr(module, "padding_mode", None) for module in student.modules()}
+    wraps, ends = "circular" in modes, bool(modes & {"reflect", "replicate"})
+    if not isinstance(space, GridTransform) or wraps == ends:
+        return
+    if wraps == (space.boundary == "reflect"):
+        does = "wraps around" if wraps else "ends at"
+        warn_caller(
+            f"`student` {does} the edges of the grid and `transform` has boundary="
+            f"{space.boundary!r}: for data that wrap around give the student padding='periodic' "
+            "and the transform boundary='periodic'; for data that do not, 'reflect' for both."
+        )

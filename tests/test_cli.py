@@ -68,9 +68,30 @@ def test_export_is_in_physical_units():
     assert 30 < float(forecast.mean()) < 90  # miles an hour
 
 
+def test_benchmark_times_students_beside_their_teacher():
+    options = ["benchmark.batch_sizes=[1,2]", "benchmark.threads=1", "benchmark.seconds=0.01"]
+    found = json.loads(run("benchmark", "runs", *options, "benchmark.forms=[onnx]", "--json"))
+    rows = {(r["model"], r["form"], r["batch_size"]): r for r in found["rows"]}
+    models = ("teacher/student", "runs/student")
+    assert set(rows) == {(m, f, b) for m in models for f in ("eager", "onnx") for b in (1, 2)}
+    for model in models:
+        for form in ("eager", "onnx"):
+            expected = load_model(model)[1].metrics["mae"]
+            assert rows[model, form, 1]["mae"] == pytest.approx(expected, rel=1e-4)
+    assert rows["teacher/student", "eager", 1]["times_faster"] == 1
+    assert all(Path(f"runs/benchmark.{suffix}").is_file() for suffix in ("md", "csv", "png"))
+    few = [*options, "benchmark.forms=[]", "--teacher", "runs/student"]
+    text = run("benchmark", "runs", "teacher", *few, "model=runs/student")
+    assert "| runs/student | eager | 1 |" in text
+    assert "| teacher/student | eager | 2 |" in text
+
+
 def test_report_writes_the_page():
     run("report", "runs")
-    assert "<table" in Path("runs/report.html").read_text()
+    page = Path("runs/report.html").read_text()
+    assert "<table" in page
+    assert "Accuracy against latency" in page
+    assert Path("runs/latency.png").is_file()
 
 
 def test_a_study_and_its_resumption():
@@ -105,6 +126,9 @@ def test_an_int8_student_of_a_computed_flow(monkeypatch, tmp_path):
         (["distill", "runs", "teacher=nowhere", "out=new"], "nowhere"),
         (["distill", "traffic", "task.name=rain"], "'rain'"),
         (["export", "runs", "export.format=exe"], "'exe'"),
+        (["benchmark", "runs", "benchmark.form=[onnx]"], "'form'"),
+        (["benchmark", "runs", "benchmark.forms=[fast]"], "'fast'"),
+        (["benchmark", "runs", "nowhere"], "nowhere"),
         (["report", "traffic"], "expected the folder of a run"),
         (["simulate", "navier_stokes", "out.txt", "n_samples=1", "colour=1"], "colour"),
     ],

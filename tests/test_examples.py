@@ -42,6 +42,7 @@ def test_from_data_to_pictures(example, monkeypatch, capsys):
     assert {path.name for path in Path("run").glob("*.png")} == {
         "bands.png",
         "fields.png",
+        "latency.png",
         "spectra.png",
         "training.png",
     }

@@ -127,7 +127,7 @@ VALUES: dict[str, Any] = {
     "other grid": GridTransform((4,)),
     "bands": BANDS,
     "path": Path("/nowhere/at/all"),
-    "folder": Path(__file__).parent,
+    "folder": Path(),
     "this file": Path(__file__),
     "scalar": torch.tensor(0.5),
     "nan scalar": torch.tensor(math.nan),
@@ -156,6 +156,10 @@ class Call(NamedTuple):
     function: Callable[..., Any]
     works: Mapping[str, Any]
     use: Callable[[Any], Any] | None = None
+
+
+def weighed_by(amse: Any) -> Any:
+    return FrequencyAlignedLoss(GRID, BANDS, "fixed", amse=amse).terms(X, Y, Y).total
 
 
 def weighed(weighting: Any) -> Any:
@@ -283,18 +287,25 @@ def table(folder: Path) -> dict[str, Call]:
             {"x": X, "y": Y, "index": torch.arange(3)},
             lambda t: t.total,
         ),
-        "AMSE": Call(AMSE, {"weight": 0.5, "amplitude": "target"}),
-        "DerivativeMatching": Call(
-            DerivativeMatching, {"weight": 1.0, "size": 0.01, "generator": None}
-        ),
-        "OnPolicy": Call(OnPolicy, {"model": conv(), "max_steps": 3, "bound": 2.0}, lambda f: f(X)),
+        "AMSE": Call(AMSE, {"weight": 1.0, "amplitude": "target"}, weighed_by),
         "SpectralLoss": Call(
             SpectralLoss,
-            {"transform": GRID, "bands": BANDS, "weights": (1.0, 1.0), "amse": None},
+            {"transform": GRID, "bands": BANDS, "weights": (1.0, 2.0), "amse": None},
             lambda f: f(X, Y),
         ),
         "inverse_energy_weights": Call(
-            inverse_energy_weights, {"fields": X, "transform": GRID, "bands": BANDS, "floor": 0.1}
+            inverse_energy_weights,
+            {"fields": X, "transform": GRID, "bands": BANDS, "floor": 1e-3},
+        ),
+        "OnPolicy": Call(
+            OnPolicy,
+            {"model": conv(), "max_steps": 2, "states": X, "bound": 3.0, "generator": None},
+            lambda p: p(X),
+        ),
+        "DerivativeMatching": Call(
+            DerivativeMatching,
+            {"weight": 1.0, "size": 0.01, "generator": None},
+            lambda d: distiller(derivatives=d).step(X, Y).total,
         ),
         "Bands.equal": Call(Bands.equal, {"n": 3, "transition": 0.0}),
         "AtResolution": Call(AtResolution, {"model": conv(), "shape": (4, 4)}, lambda m: m(X)),
@@ -370,8 +381,11 @@ def table(folder: Path) -> dict[str, Call]:
 
 
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Call]:
-    return table(tmp_path_factory.mktemp("fuzz"))
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Call]]:
+    """The table; a relative path is in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        yield table(tmp_path_factory.mktemp("fuzz"))
 
 
 def numbers(value: Any) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from model_contract import BATCH, ModelContract, n_parameters, tapped
 from torch import Tensor, nn
 
 from sdkd_plugin.models import graph_blocks
-from sdkd_plugin.models.graph_alternet import AttentionBranch, AxisAttention, GraphAlterNet
+from sdkd_plugin.models.graph_alternet import AttentionBranch, GraphAlterNet
 from sdkd_plugin.models.graph_blocks import NodeEmbedding, Propagation
 from sdkd_plugin.models.graph_mixer import GraphMixer
 
@@ -22,6 +22,15 @@ WINDOW, HORIZON, NODES, EXOG = 7, 5, 6, 2
 # Directed; node 5 has no edges, node 1 a self loop, and the edge from 0 to 1 is there twice.
 EDGES = torch.tensor([[0, 0, 1, 2, 3, 4, 1, 2], [1, 1, 2, 3, 4, 0, 1, 0]])
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0, 0.3, 1.0, 0.7, 5.0, 0.4])
+
+
+FORMS = ("dense", "sparse", "messages")
+
+
+def propagate_by(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small graphs propagate as large ones do, or as they do when they are compiled."""
+    monkeypatch.setattr(graph_blocks, "DENSE_UP_TO", NODES if form == "dense" else 0)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: form == "messages")
 
 
 def readings(batch: int = BATCH, features: int = 1, seed: int = 0) -> Tensor:
@@ -321,42 +330,14 @@ class TestGraphAlterNet(Contract):
             self.build(**options)
 
 
-class TestAttention:
-    """Attention along one axis."""
-
-    @pytest.mark.parametrize(("axis", "dim"), [("time", 1), ("nodes", 2)])
-    def test_it_equals_torch_multi_head_attention(
-        self, axis: Literal["time", "nodes"], dim: int
-    ) -> None:
-        ours = AxisAttention(channels=8, heads=2, axis=axis).double()
-        theirs = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
-        theirs.load_state_dict(
-            {
-                "in_proj_weight": ours.qkv.weight,
-                "in_proj_bias": ours.qkv.bias,
-                "out_proj.weight": ours.out.weight,
-                "out_proj.bias": ours.out.bias,
-            }
-        )
-        z = torch.randn(2, 3, 4, 8, dtype=torch.float64)
-        sequences = ours.norm(z).movedim(dim, 2).flatten(0, 1)
-        expected, _ = theirs(sequences, sequences, sequences)
-        torch.testing.assert_close(ours(z), expected.unflatten(0, (2, -1)).movedim(2, dim))
-
-    @pytest.mark.usefixtures("as_shipped")
-    def test_bad_axis(self) -> None:
-        with pytest.raises(ValueError, match=r"`axis` is 'node', expected one of.*'nodes'"):
-            AxisAttention(channels=8, heads=2, axis="node")  # type: ignore[arg-type]
-
-
 class TestBlocks:
     """What both models share."""
 
-    @pytest.mark.parametrize("dense_up_to", [0, 100])
+    @pytest.mark.parametrize("form", FORMS)
     def test_propagation_is_the_weighted_mean_over_incoming_edges(
-        self, monkeypatch: pytest.MonkeyPatch, dense_up_to: int
+        self, monkeypatch: pytest.MonkeyPatch, form: str
     ) -> None:
-        monkeypatch.setattr(graph_blocks, "DENSE_UP_TO", dense_up_to)
+        propagate_by(form, monkeypatch)
         x = torch.arange(NODES, dtype=torch.float64)[:, None] + 1
         expected = torch.zeros(NODES, 1, dtype=torch.float64)
         for node in range(NODES):
@@ -366,10 +347,14 @@ class TestBlocks:
                 expected[node] = (w[:, None] * x[EDGES[0][into]]).sum() / w.sum()
         step = Propagation.over(EDGES, WEIGHTS, NODES, dtype=torch.float64)
         torch.testing.assert_close(step(x), expected)
+        stacked = torch.stack([x, 2 * x])[:, None]
+        torch.testing.assert_close(step(stacked), torch.stack([expected, 2 * expected])[:, None])
+        kinds = {"dense": torch.strided, "sparse": torch.sparse_coo, "messages": None}
+        assert (step.matrix if step.matrix is None else step.matrix.layout) == kinds[form]
 
-    @pytest.mark.parametrize("dense_up_to", [0, 100])
-    def test_gradcheck(self, monkeypatch: pytest.MonkeyPatch, dense_up_to: int) -> None:
-        monkeypatch.setattr(graph_blocks, "DENSE_UP_TO", dense_up_to)
+    @pytest.mark.parametrize("form", FORMS)
+    def test_gradcheck(self, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+        propagate_by(form, monkeypatch)
         x = readings(1).double()[0].requires_grad_()
         weight = WEIGHTS.double().requires_grad_()
 
@@ -383,6 +368,16 @@ class TestBlocks:
         ring = torch.stack([torch.arange(nodes), (torch.arange(nodes) + 1) % nodes])
         x = torch.randn(nodes, 2, generator=torch.Generator().manual_seed(0))
         assert torch.equal(Propagation.over(ring, None, nodes)(x), x.roll(1, 0))
+
+    def test_few_edges_among_many_nodes_make_a_sparse_matrix(self) -> None:
+        nodes = 300
+        ring = torch.stack([torch.arange(nodes), (torch.arange(nodes) + 1) % nodes])
+        x = readings(2).new_zeros(2, nodes, 3).normal_()
+        sparse = Propagation.over(ring, None, nodes)
+        full = Propagation.over(torch.ones(nodes, nodes).nonzero().T, None, nodes)
+        assert (sparse.matrix.is_sparse, full.matrix.is_sparse) == (True, False)
+        torch.testing.assert_close(sparse(x), x.roll(1, 1))
+        torch.testing.assert_close(full(x), (x.sum(1, keepdim=True) - x) / (nodes - 1))
 
     def test_embeddings_are_dropped_whole_and_only_in_training(self) -> None:
         embedding = NodeEmbedding(2000, 3, dropout=0.25)

@@ -80,7 +80,7 @@ def test_a_page_is_whole(name, request):
     assert len(page.all("table")) == 2
     pictures = page.all("img")
     figures = result.figures()
-    assert len(pictures) == len(figures) == (4 if name == "on_a_plane" else 5)
+    assert len(pictures) == len(figures) == (5 if name == "on_a_plane" else 6)
     assert all(len(picture["alt"]) > 40 for picture in pictures)
     for picture in pictures:
         kind, data = picture["src"].split(",")

@@ -262,7 +262,7 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
     result = study(task, student=make_student, teacher=teacher, **QUICK)
     result.write(tmp_path / "out")
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    pictures = {"bands.png", "spectra.png", "fields.png", "training.png"}
+    pictures = {f"{name}.png" for name in ("bands", "spectra", "fields", "latency", "training")}
     assert set(written) == {"report.html", "table.md", "results.csv", *pictures}
     assert all(v.startswith(b"\x89PNG") for k, v in written.items() if k.endswith("png"))
     assert written["table.md"].decode() == result.report()
@@ -407,4 +407,4 @@ def test_traffic_windows_do_not_overlap_in_their_targets():
     assert row.mae_30 == pytest.approx(float(error[:, 5].abs().sum() / task.test.mask[:, 5].sum()))
     result = study(task, student=make, arms=[Arm("alone", kd_weight=0)], **QUICK)
     # a graph has spectra, a map by its eigenvectors and series, and no plane
-    assert set(result.figures()) == {"bands", "spectra", "sensors", "series", "training"}
+    assert set(result.figures()) == {"bands", "latency", "spectra", "sensors", "series", "training"}

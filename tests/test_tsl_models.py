@@ -153,6 +153,9 @@ def test_ours_have_the_arguments_and_defaults_of_their_networks(kind: type, net:
     assert options == {"hidden_size": 8, "n_nodes": 3}
     parsed = kind.add_model_specific_args(ArgumentParser()).parse_args(["--hops", "3"])
     assert (parsed.hops, parsed.emb_size) == (3, theirs["emb_size"].default)
+    if kind is SDKDTeacher:
+        text = kind.add_model_specific_args(ArgumentParser()).parse_args(["--attention", "exact"])
+        assert text.attention == "exact"
     model = kind(horizon=2, window=3, n_nodes=3, hops=3)
     again = pickle.loads(pickle.dumps(model))  # noqa: S301
     assert type(again) is kind

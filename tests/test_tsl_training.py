@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,18 @@ def test_the_order_of_windows_follows_from_seed_and_epoch():
         windows(seed=-1)
     with pytest.raises(ValueError, match="`seed` is -1"):
         SeededEpochs(-1)
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_dropout_follows_from_seed_and_epoch():
+    def drawn(seed: int, epoch: int) -> float:
+        run = SimpleNamespace(current_epoch=epoch, world_size=1, global_rank=0)
+        SeededEpochs(seed).on_train_batch_start(run, None, None, 0)
+        return float(torch.rand(()))
+
+    draws = [drawn(seed, epoch) for seed in (0, 1, 2**40) for epoch in (0, 1)]
+    assert drawn(1, 1) == draws[3]
+    assert len(set(draws)) == 6
 
 
 # What Lightning adds ----------------------------------------------------------------------------

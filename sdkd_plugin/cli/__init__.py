@@ -157,6 +157,31 @@ def export(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @_command
+@click.option("--teacher", metavar="FOLDER", help="Instead of the settings' teacher.")
+def benchmark(
+    settings: str, overrides: tuple[str, ...], as_json: bool, teacher: str | None
+) -> None:
+    """Time the student beside its teacher, with their errors.
+
+    Times both, eager and as ONNX and int8 files, by batch size, and writes benchmark.md, .csv and
+    .png into the folder `out`. Folders of other runs or models, given after the first, are further
+    students of the same data.
+
+    \b
+    sdkd benchmark runs/traffic
+    sdkd benchmark runs/width8 runs/width16 --teacher runs/teacher/student
+    sdkd benchmark runs/ns benchmark.batch_sizes=[1,64] benchmark.threads=2
+
+    \b
+    benchmark:  batch_sizes; threads of the CPU; seconds for each time;
+                forms: eager, compiled, onnx, int8
+    """
+    from sdkd_plugin.cli import work
+
+    _finish(work.benchmark(settings, overrides, teacher), as_json)
+
+
+@_command
 def report(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Write report.html, table and pictures of a finished run into its folder.
 

@@ -41,6 +41,7 @@ _PARTS: dict[str, Any] = {
     "training": {},
     "distillation": {},
     "export": {},
+    "benchmark": {},
     "model": None,
     "out": None,
     "jobs": 1,

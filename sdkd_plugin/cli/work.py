@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,10 @@ from sdkd_plugin._files import atomic_path
 from sdkd_plugin.cli import settings as described
 from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
 from sdkd_plugin.export import export_model, quantize_onnx
-from sdkd_plugin.model_folder import save_model
+from sdkd_plugin.model_folder import has_model, save_model
 from sdkd_plugin.report import check_folder, choose_device, parameter_count
+from sdkd_plugin.report.figures import accuracy_latency
+from sdkd_plugin.report.speed import Form, measure_speed
 from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
 
 Found = dict[str, Any]
@@ -28,6 +30,7 @@ _TRAINING = [
     for name in inspect.signature(study).parameters
     if name not in ("task", "student", "teacher", "arms", "folder", "jobs", "device")
 ]
+_BENCHMARK = ["batch_sizes", "forms", "threads", "seconds"]
 
 
 def study_run(command: str, source: str, overrides: Sequence[str], resume: bool) -> Found:
@@ -146,6 +149,50 @@ def export(source: str, overrides: Sequence[str]) -> Found:
         found |= {"int8_file": str(small), "int8_bytes": int8.bytes_after, "int8_error": int8.error}
         text += f"\n{small}: {int8.bytes_after:,} bytes; differs by {int8.error:.1%} on validation."
     return {**found, "text": text}
+
+
+def benchmark(source: str, given: Sequence[str], teacher: str | None = None) -> Found:
+    """Speed and scores of the teachers and the students, eager and as files."""
+    overrides = [each for each in given if "=" in each]
+    settings = described.read_settings(source, overrides)
+    options = {"forms": ["eager", "onnx", "int8"], **settings["benchmark"]}
+    for option in options:
+        check_choice("an option of benchmark", option, _BENCHMARK)
+    for form in options["forms"]:
+        check_choice("benchmark.forms", form, get_args(Form))
+    device, out = choose_device(settings["device"]), Path(settings["out"])
+    check_folder(out)
+    task = described.make_task(settings)
+    students = [_student(settings), *(_model_folder(each) for each in given if "=" not in each)]
+    of = teacher or settings["teacher"]
+    teachers = of if isinstance(of, list) else [] if of is None else [of]
+    loaded = (described.load_any(each, task) for each in [*teachers, *students])
+    models = {name: model.to(device) for model, name in loaded}
+
+    def inputs(size: int) -> dict[str, Any]:
+        rows = torch.arange(size) % len(task.train)
+        (batch,) = task.batches(task.train.select(rows), device, size=size)
+        return batch
+
+    def scores(run: Any) -> dict[str, float]:
+        forecasts = [run(**batch).cpu() for batch in task.batches(task.test, device)]
+        return {task.measure: task.scores(torch.cat(forecasts))[task.measure]}
+
+    found = measure_speed(models, inputs, scores=scores, **options)
+    points = found.points(task.measure, references=list(models)[: len(teachers)])
+    texts = {"md": found.report(task.measure), "csv": found.rows.to_csv(index=False)}
+    for suffix, text in texts.items():
+        with atomic_path(out / f"benchmark.{suffix}") as path:
+            path.write_text(text, encoding="utf-8")
+    with atomic_path(out / "benchmark.png") as path:
+        accuracy_latency({task.name: points}, task.measure).savefig(path, dpi=120)
+    rows = {"rows": _plain(found.rows), "left_out": found.left_out}
+    return {"out": str(out), **rows, "text": f"{texts['md']}Written to {out}/benchmark.*"}
+
+
+def _model_folder(folder: str) -> str:
+    """A model's own folder, or that of a run's student."""
+    return folder if has_model(folder) else str(Path(folder, STUDENT))
 
 
 def report(source: str, overrides: Sequence[str]) -> Found:

@@ -1,5 +1,6 @@
 """What is forecast: flows, computed or read; traffic, read or simulated; taxis; weather."""
 
+from sdkd_plugin.data.mixing import MixedSampler, MixedSamples, mix, windows_apart
 from sdkd_plugin.data.navier_stokes import navier_stokes
 from sdkd_plugin.data.rayleigh_benard import rayleigh_benard
 from sdkd_plugin.data.sensors import TrafficData
@@ -11,12 +12,15 @@ from sdkd_plugin.data.trajectories import read_trajectories
 from sdkd_plugin.data.weatherbench import WeatherData, latitude_weighted_rmse, read_weatherbench
 
 __all__ = [
+    "MixedSampler",
+    "MixedSamples",
     "Symmetry",
     "TaxiFlows",
     "TrafficData",
     "WeatherData",
     "find_traffic",
     "latitude_weighted_rmse",
+    "mix",
     "navier_stokes",
     "navier_stokes_symmetry",
     "rayleigh_benard",
@@ -26,4 +30,5 @@ __all__ = [
     "read_trajectories",
     "read_weatherbench",
     "simulate_traffic",
+    "windows_apart",
 ]

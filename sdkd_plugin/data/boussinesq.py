@@ -46,7 +46,7 @@ def solve(
     temperature variance. Time stepping is ETDRK4, advection and buoyancy explicit: of fourth order;
     between two and three, at errors below 1e-6, where diffusion is fast (Ra 1e4, Pr 10).
 
-    Fields are temperature and the velocities along x and z, at :func:`gauss_points` of z, recorded
+    Fields are temperature and the velocities along x and z, at `gauss_points` of z, recorded
     at record_interval, 2 record_interval, ..., duration. ``dt`` None takes a CFL number of 1 at the
     free-fall speed. ``bar`` advances by one a step.
     """
@@ -72,7 +72,7 @@ def convection_times(
     record_interval: float,
     dt: float | None,
 ) -> Times:
-    """Check a flow's numbers and count its records and steps, as :func:`solve` takes them."""
+    """Check a flow's numbers and count its records and steps, as `solve` takes them."""
     check_positive("rayleigh", rayleigh)
     check_positive("prandtl", prandtl)
     check_positive("aspect_ratio", aspect_ratio)

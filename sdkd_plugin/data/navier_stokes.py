@@ -95,8 +95,8 @@ def navier_stokes(
 ) -> Float[Tensor, "n_samples time n n"]:
     """Trajectories of forced two-dimensional turbulence; the defaults are the FNO recipe's.
 
-    Initial fields are those of :func:`gaussian_random_field`, the forcing is
-    :func:`sdkd_plugin.data.vorticity.fno_forcing`. Sample i depends on ``seed`` and i, and up to
+    Initial fields are those of ``gaussian_random_field``, the forcing is
+    ``sdkd_plugin.data.vorticity.fno_forcing``. Sample i depends on ``seed`` and i, and up to
     rounding not on the number of samples or the batch size.
 
     Args:
@@ -113,7 +113,7 @@ def navier_stokes(
         dtype: precision of solver and result, torch.float32 or torch.float64.
         device: where the solver runs.
         batch_size: trajectories solved at once.
-        cache: True keeps the result in :func:`sdkd_plugin.data.store.default_folder`, a path in
+        cache: True keeps the result in ``sdkd_plugin.data.store.default_folder``, a path in
             that folder, False nowhere. Device and batch size are not part of the key.
         progress: show a bar on a terminal after a second.
 

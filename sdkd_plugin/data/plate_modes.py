@@ -70,7 +70,7 @@ def stokes_modes(k: Float[Tensor, " nk"], nz: int) -> StokesModes:
 def heat_modes(nz: int) -> HeatModes:
     """The modes in which temperature evens out: f = 0 on both plates, f'' = -rate f, orthonormal.
 
-    They approximate sin(m pi z), slow ones first, as many as :func:`stokes_modes`, and span all
+    They approximate sin(m pi z), slow ones first, as many as `stokes_modes`, and span all
     polynomials that vanish on the plates. A wave number k along x adds k^2 to all rates.
     """
     slope, value, _ = _polynomials(nz)

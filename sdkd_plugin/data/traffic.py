@@ -29,10 +29,10 @@ _EMPTY_CELL = re.compile(r"(^|,)[ \t]*(?=,|$)")
 
 @dataclass(frozen=True)
 class TrafficFiles:
-    """What :func:`find_traffic` found.
+    """What `find_traffic` found.
 
-    ``kind`` is ``"los_loop"`` (for :func:`read_los_loop`), ``"csv_pair"`` (for
-    :func:`read_csv_pair`) or ``"metr_la"`` (for tsl's ``MetrLA(root=folder)``, without adjacency).
+    ``kind`` is ``"los_loop"`` (for `read_los_loop`), ``"csv_pair"`` (for
+    `read_csv_pair`) or ``"metr_la"`` (for tsl's ``MetrLA(root=folder)``, without adjacency).
     """
 
     kind: TrafficKind

@@ -274,7 +274,7 @@ def latitude_weighted_rmse(
     ``sqrt(mean over times, lat, lon of w_lat (forecast - truth)^2)``, w_i the area of a cell over
     the mean area, ``~ sin(upper edge of row i) - sin(lower edge)``, edges halfway between rows and
     at the poles. The mean over times is under the root, as in WeatherBench 2. ``latitude`` is
-    degrees north of each row, ascending as in :class:`WeatherData`.
+    degrees north of each row, ascending as in `WeatherData`.
 
     Raises:
         ValueError: if shapes do not match, or latitudes do not ascend from -90 to 90.

@@ -137,7 +137,8 @@ class SpectralLoss(nn.Module):
         if amse is not None:
             check_type("amse", amse, AMSE, "or None")
         self.transform, self.bands = transform, bands
-        self.weighting = make_weighting(weights or [1.0] * bands.n_bands, bands.n_bands)
+        weights = [1.0] * bands.n_bands if weights is None else weights
+        self.weighting = make_weighting(weights, bands.n_bands)
         self.amse = AMSE(0.0) if amse is None else amse
 
     def forward(

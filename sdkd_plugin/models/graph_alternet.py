@@ -1,7 +1,7 @@
 """GraphAlterNet, a large forecaster for signals on a graph, meant as a teacher."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,12 @@ from sdkd_plugin.models.graph_blocks import (
     check_probabilities,
 )
 
+Attention: TypeAlias = Literal["auto", "exact", "landmarks"]
 Latent: TypeAlias = Float[Tensor, "batch time nodes channels"]
+Heads: TypeAlias = Float[Tensor, "batch heads _ _"]
+
+# Up to this many nodes exact attention takes at most a quarter of a training step.
+EXACT_UP_TO = 256
 
 
 class GraphConvolutionBranch(nn.Module):
@@ -52,20 +57,53 @@ class GraphConvolutionBranch(nn.Module):
         return z + self.drop(self.out(hidden))
 
 
+def landmark_attention(q: Heads, k: Heads, v: Heads, landmarks: Heads) -> Heads:
+    """Attention by way of a few landmarks, softmax(q l^T / s) softmax(l k^T / s) v, s = sqrt(c).
+
+    Each landmark averages the nodes, and each node averages the landmarks: as in exact attention
+    the weights are positive and sum to 1. Time and memory are linear in the length.
+
+    Args:
+        q: queries, (batch, heads, length, c).
+        k: keys, likewise.
+        v: values, likewise.
+        landmarks: (batch, heads, landmarks, c).
+
+    Source: Han et al., Agent Attention, ECCV 2024, with learned agents (as the inducing points of
+    Lee et al., Set Transformer, ICML 2019).
+    """
+    summary = F.scaled_dot_product_attention(landmarks, k, v)
+    return F.scaled_dot_product_attention(q, landmarks, summary)
+
+
 class AxisAttention(nn.Module):
     """Multi-head self-attention along one axis; entries of the other axes are separate sequences.
 
-    softmax(q k^T / sqrt(channels / heads)) v, with q, k and v linear in norm(z).
+    softmax(q k^T / sqrt(channels / heads)) v, with q, k and v linear in norm(z); with landmarks it
+    is `landmark_attention`. If ``auto``, weights that are loaded decide whether there are any.
     """
 
-    def __init__(self, *, channels: int, heads: int, axis: Literal["time", "nodes"]) -> None:
+    landmarks: nn.Parameter | None
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        heads: int,
+        axis: Literal["time", "nodes"],
+        n_landmarks: int = 0,
+        auto: bool = False,
+    ) -> None:
         super().__init__()
         check_choice("axis", axis, ("time", "nodes"))
         self.axis = 1 if axis == "time" else 2
         self.heads = heads
+        self.auto = auto
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
+        shape = (heads, n_landmarks, channels // heads)
+        self.landmarks = nn.Parameter(torch.randn(shape)) if n_landmarks else None
 
     def forward(self, z: Latent) -> Latent:
         """Mix the entries along the axis."""
@@ -74,23 +112,48 @@ class AxisAttention(nn.Module):
         sequences = self.qkv(self.norm(z)).movedim(self.axis, 2)
         split = sequences.unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         q, k, v = split.flatten(2, 3).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        if self.landmarks is None:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            landmarks = self.landmarks.to(q.dtype).repeat(sequences.shape[1], 1, 1)
+            mixed = landmark_attention(q, k, v, landmarks.expand(len(q), -1, -1, -1))
         mixed = mixed.unflatten(1, (-1, self.heads)).transpose(2, 3).flatten(3)
         return self.out(mixed.movedim(2, self.axis))
+
+    def fit_to(self, landmarks: Sequence[int] | None) -> None:
+        """If ``auto``, be as weights with landmarks of this shape, or None: older files have none.
+
+        New landmarks have no values yet.
+        """
+        if self.auto and (landmarks is None) != (self.landmarks is None):
+            empty = None if landmarks is None else self.qkv.weight.new_empty(landmarks)
+            self.landmarks = None if empty is None else nn.Parameter(empty)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        stored = state.get(f"{prefix}landmarks")
+        self.fit_to(None if stored is None else stored.shape)
+        super()._load_from_state_dict(state, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """The axis, and whether by landmarks."""
+        by = "exact" if self.landmarks is None else f"by {self.landmarks.shape[1]} landmarks"
+        return f"over {('time', 'nodes')[self.axis - 1]}, {by}"
 
 
 class AttentionBranch(nn.Module):
     """The low-frequency branch: a Transformer layer with attention over nodes, then over time.
 
     Softmax attention is an average with positive weights, a low-pass filter. Attention over nodes
-    ignores the edges. Its time, not its memory, is quadratic in the nodes.
+    ignores the edges. Without landmarks its time, not its memory, is quadratic in the nodes.
 
     Source: Park and Kim, How Do Vision Transformers Work?, ICLR 2022.
     """
 
-    def __init__(self, *, channels: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, channels: int, heads: int, dropout: float = 0.0, **over_nodes: Any
+    ) -> None:
         super().__init__()
-        self.over_nodes = AxisAttention(channels=channels, heads=heads, axis="nodes")
+        self.over_nodes = AxisAttention(channels=channels, heads=heads, axis="nodes", **over_nodes)
         self.over_time = AxisAttention(channels=channels, heads=heads, axis="time")
         self.mlp = ResidualMLP(channels=channels, dropout=dropout)
         self.drop = nn.Dropout(dropout)
@@ -108,10 +171,12 @@ class LatentEvolution(nn.Module):
     Source: Li et al., arXiv 2507.02939 (SDKD), the latent evolution module of ST-AlterNet.
     """
 
-    def __init__(self, *, channels: int, hops: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, channels: int, hops: int, heads: int, dropout: float = 0.0, **over_nodes: Any
+    ) -> None:
         super().__init__()
         self.high = GraphConvolutionBranch(channels=channels, hops=hops, dropout=dropout)
-        self.low = AttentionBranch(channels=channels, heads=heads, dropout=dropout)
+        self.low = AttentionBranch(channels=channels, heads=heads, dropout=dropout, **over_nodes)
         self.fuse = nn.LayerNorm(channels)
 
     def forward(self, z: Latent, steps: Sequence[Propagation]) -> Latent:
@@ -150,6 +215,10 @@ class GraphAlterNet(GraphForecaster):
         dropout: probability inside blocks, encoder and decoder.
         emb_dropout: probability that a node's learned vector is zeroed in a training step.
         residual: whether the forecast adds to the last reading.
+        attention: over nodes, ``exact``, or by ``landmarks``, whose time is linear in the nodes.
+            ``auto`` is exact for up to 256 nodes; weights that are loaded decide anew, so that
+            those of an earlier version, always exact, still fit. The model's repr says which.
+        n_landmarks: in each block and head.
 
     Raises:
         ValueError: for sizes below 1, probabilities outside [0, 1), a ``hidden_size`` that is no
@@ -187,10 +256,13 @@ class GraphAlterNet(GraphForecaster):
         dropout: float = 0.1,
         emb_dropout: float = 0.0,
         residual: bool = True,
+        attention: Attention = "auto",
+        n_landmarks: int = 32,
     ) -> None:
         sizes = GraphSizes(horizon, window, n_nodes, input_size, output_size, exog_size, residual)
         check_sizes(hidden_size=hidden_size, n_layers=n_layers, n_heads=n_heads, hops=hops)
-        check_sizes(patch_size=patch_size, decoder_size=decoder_size)
+        check_sizes(patch_size=patch_size, decoder_size=decoder_size, n_landmarks=n_landmarks)
+        check_choice("attention", attention, get_args(Attention))
         check_sizes(0, emb_size=emb_size)
         check_probabilities(dropout=dropout, emb_dropout=emb_dropout)
         if hidden_size % n_heads:
@@ -205,10 +277,12 @@ class GraphAlterNet(GraphForecaster):
         self.position = nn.Parameter(torch.empty(n_patches, 1, hidden_size))
         nn.init.normal_(self.position, std=0.02)
         self.encoder = ResidualMLP(channels=hidden_size, dropout=dropout)
-        self.blocks = nn.ModuleList(
-            LatentEvolution(channels=hidden_size, hops=hops, heads=n_heads, dropout=dropout)
-            for _ in range(n_layers)
-        )
+        auto = attention == "auto"
+        exact = n_nodes <= EXACT_UP_TO if auto else attention == "exact"
+        block: dict[str, Any]
+        block = {"channels": hidden_size, "hops": hops, "heads": n_heads, "dropout": dropout}
+        block |= {"n_landmarks": 0 if exact else n_landmarks, "auto": auto}
+        self.blocks = nn.ModuleList(LatentEvolution(**block) for _ in range(n_layers))
         self.decoder = nn.Sequential(
             nn.Linear(n_patches * hidden_size, decoder_size),
             ResidualMLP(channels=decoder_size, dropout=dropout),

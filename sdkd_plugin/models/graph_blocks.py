@@ -16,6 +16,8 @@ from sdkd_plugin._checks import check_sizes, check_type, shown
 # Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product are faster
 # than a message an edge, on CPUs and GPUs, and export to standard operators alone.
 DENSE_UP_TO = 1024
+# On CPUs a sparse matrix is faster where fewer than one in so many entries are edges.
+SPARSE_BELOW = 1 / 50
 
 
 def check_probabilities(**options: object) -> None:
@@ -140,16 +142,26 @@ class Propagation:
         weight = weight.to(dtype).where(source != target, 0)
         degree = weight.new_zeros(n_nodes).index_add(0, target, weight)
         weight = weight / degree.where(degree > 0, 1)[target]
-        if n_nodes > DENSE_UP_TO:
+        small, shape = n_nodes <= DENSE_UP_TO, (n_nodes, n_nodes)
+        # In compilation and export a comparison would fix the number of edges.
+        sparse = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+        if sparse and (not small or len(weight) < SPARSE_BELOW * n_nodes**2):
+            places = torch.stack([target, source])
+            matrix = torch.sparse_coo_tensor(places, weight, shape, check_invariants=False)
+            return cls(source, target, weight, matrix)
+        if not small:
             return cls(source, target, weight)
-        matrix = weight.new_zeros(n_nodes, n_nodes)
-        matrix = matrix.index_put((target, source), weight, accumulate=True)
+        matrix = weight.new_zeros(shape).index_put((target, source), weight, accumulate=True)
         return cls(source, target, weight, matrix)
 
     def __call__(
         self, x: Float[Tensor, "*batch nodes channels"]
     ) -> Float[Tensor, "*batch nodes channels"]:
         """Propagate fields on the nodes by one step."""
+        if self.matrix is not None and self.matrix.is_sparse:
+            nodes_first = x.movedim(-2, 0)
+            out = torch.sparse.mm(self.matrix, nodes_first.flatten(1))
+            return out.view(nodes_first.shape).movedim(0, -2)
         if self.matrix is not None:
             return self.matrix @ x
         messages = x.index_select(-2, self.source) * self.weight[:, None]

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdkd_plugin import models
 from sdkd_plugin._checks import check_choice, shown
+from sdkd_plugin.models.graph_alternet import AxisAttention
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 Lookup = Callable[[str], Callable[..., nn.Module]]
@@ -94,7 +95,7 @@ def make_to_fit(name: str, arguments: Mapping[str, Any], declared: Shapes) -> nn
     _check_numbers(name, arguments, max(1024, largest))
     try:
         with _Bounded(name, 4 * largest + 2**20, 1000 + 200 * len(declared)), torch.device("meta"):
-            found = shapes(make_model(name, arguments))
+            found = shapes(_fitted(make_model(name, arguments), declared))
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise ValueError(f"`arguments` of {name} make no model ({error}).") from error
     if found != declared:
@@ -104,7 +105,16 @@ def make_to_fit(name: str, arguments: Mapping[str, Any], declared: Shapes) -> nn
             f"{[found.get(k) for k in differ[:3]]}, in the file "
             f"{[declared.get(k) for k in differ[:3]]}."
         )
-    return make_model(name, arguments)
+    return _fitted(make_model(name, arguments), declared)
+
+
+def _fitted(model: nn.Module, declared: Shapes) -> nn.Module:
+    """The model with the kind of attention that the file is of, if the arguments leave it open."""
+    for path, module in model.named_modules():
+        if isinstance(module, AxisAttention):
+            _, shape = declared.get(f"{path}.landmarks", (None, None))
+            module.fit_to(shape)
+    return model
 
 
 def _check_numbers(name: str, value: Any, most: int) -> None:

@@ -147,3 +147,30 @@ def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> F
     panels[-1].set_xlabel("step")
     panels[0].legend(fontsize=8)
     return figure
+
+
+def accuracy_latency(panels: Mapping[str, pd.DataFrame], measure: str) -> Figure:
+    """Error against latency, a panel for each problem; lower and further left is better.
+
+    Args:
+        panels: by title: points with ``series``, ``milliseconds``, ``error``, its ``deviation``
+            and ``reference``. The points of a series are joined in the order of their latency; a
+            reference, such as a teacher, is a star and a dotted line at its error.
+        measure: name of the error.
+    """
+    figure = Figure(figsize=(6.5 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+        for i, (series, group) in enumerate(points.groupby("series", sort=False)):
+            ordered, star = group.sort_values("milliseconds"), bool(group.reference.any())
+            style = {"fmt": "*", "markersize": 12} if star else {"fmt": "o-"}
+            values = (ordered[name] for name in ("milliseconds", "error", "deviation"))
+            axis.errorbar(*values, color=f"C{i}", label=series, capsize=2, **style)
+            if star:
+                axis.axhline(ordered.error.min(), color=f"C{i}", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_xlabel("milliseconds a forecast")
+        axis.set_ylabel(measure)
+        axis.set_title(title, fontsize=10)
+        axis.legend(fontsize=8)
+    return figure

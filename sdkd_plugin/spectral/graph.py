@@ -107,7 +107,7 @@ class GraphTransform(AbstractTransform):
                 whose highest frequency bands must have their edges, for all others are one band;
                 ``chebyshev``, polynomials of L in O(order x edges), whose power weights are within
                 ``tolerance`` of the bands' (see `sdkd_plugin.spectral.chebyshev`). ``auto`` is
-                exact up to `AUTO_EXACT_NODES` nodes, else chebyshev.
+                exact up to 4,000 nodes, else chebyshev.
             rank: eigenvectors that low-rank keeps.
             tolerance: of chebyshev.
             cache: folder where eigenvectors are kept under the graph's hash; by default
@@ -159,7 +159,7 @@ class GraphTransform(AbstractTransform):
 
     @property
     def method(self) -> str:
-        """The engine: ``exact``, ``low-rank`` or ``chebyshev``."""
+        """Of the engine, ``exact``, ``low-rank`` or ``chebyshev``."""
         if isinstance(self.engine, ChebyshevGraph):
             return "chebyshev"
         return "low-rank" if self.engine.needs_field else "exact"
@@ -199,7 +199,7 @@ class GraphTransform(AbstractTransform):
         x: Float[Tensor, "..."],
         response: Callable[[Tensor], Tensor] | Float[Tensor, "..."],
     ) -> Float[Tensor, "..."]:
-        """See `AbstractTransform`; with eigenvectors also values at `frequencies`."""
+        """See `AbstractTransform`; with eigenvectors also values at ``frequencies``."""
         return self.engine.filter(x, response)
 
     def extra_repr(self) -> str:

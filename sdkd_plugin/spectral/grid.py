@@ -25,7 +25,7 @@ class GridTransform(AbstractBasisTransform):
 
     ``periodic`` is the real FFT, for data that wrap around; ``reflect`` the DCT-II along each
     axis, for data that do not (its implied continuation is even about the edges). With integer
-    wavenumbers k_i on axes of N_i points the frequency of a coefficient is
+    wavenumbers k_i on axes of N_i points the frequency of a coefficient is::
 
         periodic: sqrt(sum_i (|k_i| / (N_i / 2))^2 / d)
         reflect:  sqrt(sum_i (k_i / N_i)^2 / d)

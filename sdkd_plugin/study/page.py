@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from sdkd_plugin.report import summary_table
 from sdkd_plugin.report.figures import (
+    accuracy_latency,
     band_bars,
     error_spectra,
     fields,
@@ -34,6 +36,12 @@ class _Text(NamedTuple):
 
 
 TEXTS = {
+    "latency": _Text(
+        "Accuracy against latency",
+        "Mean error over seeds, with the standard deviation, and milliseconds for the forecast of "
+        "one sample, eager, as in the table. Lower and further left is better; the star is the "
+        "teacher. Arms with models of their own that differ after the last comma are one line.",
+    ),
     "bands": _Text(
         "Errors by band of frequencies",
         "Mean over seeds, with the standard deviation. band_0 holds the lowest frequencies; the "
@@ -69,14 +77,15 @@ TEXTS = {
 def study_figures(result: "Result") -> dict[str, Figure]:
     """Pictures of the first arm's setting, by the names in `TEXTS`.
 
-    ``spectra`` are drawn if the transform has coefficients, ``fields`` on a plane, ``sensors`` and
-    ``series`` on a graph with positions or eigenvectors.
+    ``latency`` and ``bands`` are always drawn, ``spectra`` if the transform has coefficients,
+    ``fields`` on a plane, ``sensors`` and ``series`` on a graph with positions or eigenvectors.
     """
     task, setting, arms = result.task, result.arms[0].setting, result.names(result.arms[0].setting)
     rows = result.rows[result.rows.setting.isin(["-", setting])]
     columns = dict.fromkeys([task.measure, *(f"band_{i}" for i in range(task.bands.n_bands))])
     groups = rows.groupby("model", sort=False)[list(columns)]
-    figures = {"bands": band_bars(groups.mean(), groups.std().fillna(0.0))}
+    figures = {"latency": accuracy_latency({task.name: _points(result, rows)}, task.measure)}
+    figures["bands"] = band_bars(groups.mean(), groups.std().fillna(0.0))
     models = {**result.teachers, **{name: result.models(name)[0] for name in arms}}
     forecasts = {k: task.physical(task.forecast(m.cpu(), task.test)) for k, m in models.items()}
     shown = {name: forecasts[name] for name in [*list(result.teachers)[:1], *arms[:SHOWN]]}
@@ -98,6 +107,18 @@ def study_figures(result: "Result") -> dict[str, Figure]:
     histories = {t.arm.name: t.history(0) for t in result.trainings if t.arm.setting == setting}
     figures["training"] = training_curves({k: _named(v) for k, v in histories.items() if v})
     return figures
+
+
+def _points(result: "Result", rows: pd.DataFrame) -> pd.DataFrame:
+    """Latency and error of each model of which both are known."""
+    families = {arm.name: arm.name.rpartition(", ")[0] for arm in result.arms if arm.model}
+    found = rows.dropna(subset=["milliseconds"]).groupby("model", sort=False)
+    points = found.milliseconds.mean().to_frame()
+    points["error"], points["deviation"] = (
+        found[result.task.measure].agg(how).fillna(0.0) for how in ("mean", "std")
+    )
+    points["series"] = [families.get(str(name)) or name for name in points.index]
+    return points.assign(reference=~points.index.isin(result.names()))
 
 
 def _graph_figures(

@@ -141,11 +141,11 @@ class Task:
         return torch.zeros(n, dtype=torch.bool).index_fill(0, order[: round(share * n)], True)
 
     def batches(
-        self, samples: Samples, device: torch.device | str = "cpu"
+        self, samples: Samples, device: torch.device | str = "cpu", size: int = 50
     ) -> Iterator[dict[str, Any]]:
-        """Keyword arguments of a model for all samples, a chunk at a time."""
-        for start in range(0, len(samples), 50):
-            part = samples.select(slice(start, start + 50), device)
+        """Keyword arguments of a model for all samples, a chunk of ``size`` at a time."""
+        for start in range(0, len(samples), size):
+            part = samples.select(slice(start, start + size), device)
             yield {"x": part.x, **self.shared, **part.inputs}
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from sdkd_plugin.adapters.neuralop import _host  # noqa: F401  # before all that
 from sdkd_plugin.adapters.neuralop.configs import read_config
 from sdkd_plugin.adapters.neuralop.data import load_navier_stokes
 from sdkd_plugin.adapters.neuralop.exporting import real_spectral_conv
+from sdkd_plugin.adapters.neuralop.inheriting import inherit
 from sdkd_plugin.adapters.neuralop.models import REGISTERED, get_model_class
 from sdkd_plugin.adapters.neuralop.resuming import ResumableState
 from sdkd_plugin.adapters.neuralop.training import TrainerLoss, distillation_dataset
@@ -19,6 +20,7 @@ __all__ = [
     "TrainerLoss",
     "distillation_dataset",
     "get_model_class",
+    "inherit",
     "load_navier_stokes",
     "read_config",
     "real_spectral_conv",

@@ -27,6 +27,7 @@ from sdkd_plugin.teachers import (
     accepted_inputs,
     check_no_shared_weights,
     named_inputs,
+    warn_of_other_boundary,
 )
 
 _LATENT = "teacher."
@@ -106,6 +107,7 @@ class TrainerLoss:
         check_type("student", student, nn.Module, "the model that the trainer trains")
         student = cast(nn.Module, student)
         check_no_shared_weights(loss.teachers, student)
+        warn_of_other_boundary(student, loss.transform)
         if data_processor is not None and teacher_processor is not None:
             check_same_units(data_processor, teacher_processor)
         elif teacher_processor is not None:
@@ -283,8 +285,8 @@ def distillation_dataset(
         x: inputs.
         y: labels. Those of unlabelled samples are replaced by NaN, so that none can leak.
         labelled: which samples have labels; all by default.
-        teacher: the teacher's output for all samples, as `precompute` returns it. For a cache,
-            whose samples are numbered as these, they have an ``index``.
+        teacher: the teacher's output for all samples, as `sdkd_plugin.precompute` returns it. For a
+            cache, whose samples are numbered as these, they have an ``index``.
 
     Raises:
         ValueError: if the numbers of samples differ.

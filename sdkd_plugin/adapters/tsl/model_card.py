@@ -25,7 +25,8 @@ def model_card(
     """The card of a model for a data set of windows, its scaler fitted by the module's ``setup``.
 
     On data of other sensors, another graph or other scales the model's numbers would be wrong
-    without an error: `load_model` refuses it where the cards differ in these.
+    without an error: `sdkd_plugin.model_folder.load_model` refuses it where the cards differ in
+    these.
 
     Args:
         name: as in `get_model_class`.

@@ -1,7 +1,7 @@
 """The graph models as tsl models, which take a network's own arguments and run in tsl's loops."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import torch
 from jaxtyping import Float, Int
@@ -61,12 +61,20 @@ def tsl_model(name: str, network: type[GraphAlterNet] | type[GraphMixer]) -> typ
 
     # tsl reads which arguments a model takes from its constructor, and overlooks keyword-only ones.
     usual = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    taken = [each.replace(kind=usual) for each in inspect.signature(network).parameters.values()]
+    # Its command line makes values by their annotation, which a Literal cannot.
+    taken = [
+        each.replace(kind=usual, annotation=_made_by(each.annotation))
+        for each in inspect.signature(network).parameters.values()
+    ]
     signature = inspect.Signature([inspect.Parameter("self", usual), *taken])
     Model.__init__.__signature__ = signature  # type: ignore[attr-defined]
     Model.__name__ = Model.__qualname__ = name  # so that a model can be pickled
     Model.__doc__ = f"`{network.__name__}` as a tsl model: see there for the arguments."
     return Model
+
+
+def _made_by(annotation: Any) -> Any:
+    return str if get_origin(annotation) is Literal else annotation
 
 
 SDKDTeacher = tsl_model("SDKDTeacher", GraphAlterNet)

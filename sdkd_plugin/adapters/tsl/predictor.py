@@ -16,6 +16,7 @@ from tsl.ops.connectivity import convert_torch_connectivity
 from sdkd_plugin._checks import check_shape, check_type
 from sdkd_plugin.adapters.tsl.checkpoint import PlainPredictor
 from sdkd_plugin.adapters.tsl.graphs import DisjointGraphs, SharedSensors
+from sdkd_plugin.adapters.tsl.resuming import SeededDataModule
 from sdkd_plugin.adapters.tsl.sensors import OnSensors
 from sdkd_plugin.adapters.tsl.windows import WindowOutputs, first_steps
 from sdkd_plugin.distributed import average_measurements
@@ -69,12 +70,14 @@ class DistillationPredictor(PlainPredictor):
         """Run the teachers on all windows of training now, and in no step.
 
         Args:
-            data: set up, of a data set that `number_windows` has numbered.
+            data: set up, of a data set that `number_windows` has numbered. The unlabelled windows
+                of a `SeededDataModule` are included.
 
         Raises:
             ValueError: if it was not; in training, if a window is missing or its readings changed.
         """
-        loader = StaticGraphLoader(data.trainset, batch_size=data.batch_size)
+        windows = data.training_windows if isinstance(data, SeededDataModule) else data.trainset
+        loader = StaticGraphLoader(windows, batch_size=data.batch_size)
         self.window_outputs = WindowOutputs(self.distillation, loader)
 
     def save_hyperparameters(

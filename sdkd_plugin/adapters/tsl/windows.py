@@ -46,7 +46,7 @@ def first_steps(batch: Any) -> Int[Tensor, " batch"]:
 
 
 def window_inputs(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The inputs of numbered windows as `precompute` takes them for a cache.
+    """The inputs of numbered windows as `sdkd_plugin.precompute` takes them for a cache.
 
     Args:
         batches: of numbered windows, such as ``StaticGraphLoader(data.trainset, batch_size=64)``,
