@@ -17,6 +17,7 @@ from sdkd_plugin._checks import (
     check_positive,
     check_positive_int,
     check_shape,
+    check_type,
     checked_generator,
 )
 from sdkd_plugin._explained import explained
@@ -78,6 +79,7 @@ class OnPolicy:
         check_positive("bound", bound)
         if bound <= 1:
             raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
+        check_type("model", model, nn.Module, "whose forecasts are its next inputs")
         self.model, self.max_steps = model, max_steps
         self.bound, self.generator = bound, checked_generator(generator)
         self.limit = None if states is None else _sizes(states).amax(0)
@@ -116,6 +118,7 @@ def augmented(
 ) -> Tensor:
     """Augmented inputs, checked; the student's further ``inputs`` are for `OnPolicy` alone."""
     moved = augmentation(x, **inputs) if isinstance(augmentation, OnPolicy) else augmentation(x)
+    check_type("augmentation(x)", moved, Tensor, "it returns moved inputs")
     check_shape("augmentation(x)", moved.shape, x.shape, "it keeps the shape")
     if finite:
         check_finite("augmentation(x)", moved)

@@ -307,6 +307,7 @@ def table(folder: Path) -> dict[str, Call]:
             {"weight": 1.0, "size": 0.01, "generator": None},
             lambda d: distiller(derivatives=d).step(X, Y).total,
         ),
+        "Bands.equal": Call(Bands.equal, {"n": 3, "transition": 0.0}),
         "AtResolution": Call(AtResolution, {"model": conv(), "shape": (4, 4)}, lambda m: m(X)),
         "TapReader": Call(TapReader, {"model": nn.Sequential(conv()), "names": ["0"]}),
         "TeacherCache": Call(TeacherCache, {"folder": folder / "cache", "key": None}),
@@ -433,8 +434,11 @@ def outcome(call: Call, changed: Mapping[str, Any]) -> str | None:
             return f"{type(error).__name__}: {text[:200]}"
         if len(text) > 3000:
             return f"a message of {len(text)} characters"
-        # A file that is not there is named by its path.
-        named = isinstance(error, FileNotFoundError) or re.search(r"`\w+", text)
+        # A file that is not there is named by its path, and a function that takes other arguments
+        # by Python.
+        named = isinstance(error, FileNotFoundError) or re.search(
+            r"`\w+|\w\(\) (missing|takes) \d", text
+        )
         paths = (str(value)[:200] for value in changed.values() if isinstance(value, Path | str))
         return None if named or any(p and p in text for p in paths) else f"names nothing: {error!r}"
     finally:

@@ -101,7 +101,7 @@ def input_sums(x: Tensor) -> Float[Tensor, "batch 2"]:
 
 def weighted_sums(x: Tensor) -> Float[Tensor, " batch"]:
     """A sum of each sample with unequal weights, which notice another order."""
-    flat = x.flatten(1)
+    flat = x.reshape(len(x), -1)
     return flat.double() @ _weights(flat.shape[1], flat.device)
 
 

@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin._checks import check_positive, check_shape, checked_generator
+from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
 
+@explained
 @dataclass
 class DerivativeMatching:
     """The squared difference of the derivatives of student and teacher in a random direction.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_finite, check_type
+from sdkd_plugin._checks import check_finite, check_positive, check_type
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import BandEvidence, make_weighting
@@ -62,8 +62,7 @@ def inverse_energy_weights(
     Source: our own; that the MSE neglects what has little energy: Lippe et al. 2023, PDE-Refiner,
     arXiv 2308.05732.
     """
-    if not (isinstance(floor, float | int) and 0 < floor < math.inf):
-        raise ValueError(f"`floor` is {floor}, expected a finite number above 0.")
+    check_positive("floor", floor)
     energy, count = torch.zeros(bands.n_bands, dtype=torch.float64), 0
     for batch in [fields] if isinstance(fields, Tensor) else fields:
         check_finite("fields", batch)
@@ -135,7 +134,8 @@ class SpectralLoss(nn.Module):
         super().__init__()
         check_type("transform", transform, AbstractTransform, "such as GridTransform((64, 64))")
         check_type("bands", bands, Bands, "such as Bands.split(0.25)")
-        check_type("amse", amse or AMSE(), AMSE, "such as AMSE(weight=0.5)")
+        if amse is not None:
+            check_type("amse", amse, AMSE, "or None")
         self.transform, self.bands = transform, bands
         weights = [1.0] * bands.n_bands if weights is None else weights
         self.weighting = make_weighting(weights, bands.n_bands)
