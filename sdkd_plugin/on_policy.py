@@ -19,6 +19,7 @@ from sdkd_plugin._checks import (
     check_shape,
     check_type,
     checked_generator,
+    shown,
 )
 from sdkd_plugin._explained import explained
 from sdkd_plugin.augmentation import Augmentation, AugmentationName, make_augmentation
@@ -80,6 +81,8 @@ class OnPolicy:
         if bound <= 1:
             raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
         check_type("model", model, nn.Module, "whose forecasts are its next inputs")
+        if states is not None and (states.ndim < 2 or not states.numel()):
+            raise ValueError(f"`states` is {shown(states)}, expected a batch of samples.")
         self.model, self.max_steps = model, max_steps
         self.bound, self.generator = bound, checked_generator(generator)
         self.limit = None if states is None else _sizes(states).amax(0)
@@ -93,7 +96,9 @@ class OnPolicy:
         inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
         with evaluated(self.model):
             for _ in range(steps):
-                state = advanced(x, self.model(x, **inputs))
+                forecast = self.model(x, **inputs)
+                check_shape("model(x)", forecast.shape[2:], x.shape[2:], "the grid of x")
+                state = advanced(x, forecast)
                 inside &= (_sizes(state) <= limit).all(1)
                 x = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), state, x)
         self.seen += len(x)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive, check_shape, checked_generator
+from sdkd_plugin._checks import check_positive, check_shape, checked_generator, shown
 from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
@@ -41,6 +41,8 @@ class DerivativeMatching:
     def __post_init__(self) -> None:
         check_positive("weight", self.weight)
         check_positive("size", self.size)
+        if not 1e-6 <= self.size <= 1e3:
+            raise ValueError(f"`size` is {shown(self.size)}, expected from 1e-6 to 1e3.")
         checked_generator(self.generator)
 
     def __call__(

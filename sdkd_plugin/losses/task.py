@@ -41,6 +41,8 @@ TASK_LOSSES: Mapping[str, TaskLoss] = {
 
 def make_task_loss(loss: TaskLossName | TaskLoss) -> TaskLoss:
     """The task loss of a name; a function is returned as it is."""
+    if isinstance(loss, type):
+        raise ValueError(f"`task_loss` is the class {loss.__name__}, expected one made of it.")
     if callable(loss):
         return loss
     check_choice("task_loss", loss, TASK_LOSSES)
