@@ -1,7 +1,7 @@
 """What a teacher that is no better costs, what a good one brings, with trust and without.
 
 Turbulence at two viscosities and a week of traffic. The weak teacher is a network like the student
-whose training is stopped early: of five lengths, the one whose validation error comes nearest to
+whose training is stopped early: of six lengths, the one whose validation error comes nearest to
 1.25 times that of the student alone. It teaches a student that has all labels. The good teacher is
 a large network; it teaches a student that has a twelfth of the labels, because with all of them
 there is little to gain, at ten times the weight of the few labels. Other options are the defaults,
@@ -32,7 +32,7 @@ from sdkd_plugin.study import Arm, Task, navier_stokes_task, study, traffic_task
 
 ALONE, TRUSTED, BLIND = "student alone", "distilled (default)", "distilled, trust=False"
 WEAK, GOOD = "weak teacher, all labels", "good teacher, a twelfth of the labels"
-WORSE, LENGTHS = 1.25, (0.02, 0.05, 0.1, 0.2, 0.35)
+WORSE, LENGTHS = 1.25, (0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
 Make = Callable[[], nn.Module]
 
 
