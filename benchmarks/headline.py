@@ -151,7 +151,9 @@ def run(options: argparse.Namespace) -> bool:
     pairs += [(own, SAME, ALONE), (own, PLAIN, SAME)] if LABELLED in labels else []
     lines += [f"- {s}: {a} against {b}: MSE {compared(rows, s, a, b)}" for s, a, b in pairs]
     both = (
-        rows[rows.model.isin([PLAIN, SDKD])].groupby(["model", "seed"], as_index=False).mse.mean()
+        rows[rows.model.isin([PLAIN, SDKD])]
+        .groupby(["model", "seed"], as_index=False)[["mse"]]
+        .mean()
     )
     pooled = paired_change(both, column="mse", of={"model": SDKD}, against={"model": PLAIN})
     lines.append(f"- mean over the numbers of labels: {SDKD} against {PLAIN}: MSE {pooled}")
