@@ -391,6 +391,8 @@ def test_traffic_windows_do_not_overlap_in_their_targets():
             )
     assert int((~task.test.mask).sum()) == 12 * 5  # five gaps, each in twelve windows
     assert task.at == {"15": 2, "30": 5, "60": 11}
+    hours = dataclasses.replace(data, index=pd.date_range("2024", periods=steps, freq="1h"))
+    assert traffic_task(hours).at == {"60": 0, "180": 2, "360": 5, "720": 11}
     make = partial(
         GraphMixer,
         input_size=1,

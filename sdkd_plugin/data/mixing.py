@@ -1,6 +1,6 @@
 """Batches of labelled and unlabelled samples at a fixed ratio, for both hosts' loaders."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from sdkd_plugin._checks import check_positive, check_positive_int, check_type
 
 Sample = Mapping[str, Any]
+Readable = Dataset[Sample] | Sequence[Sample]
 
 
 class MixedSampler(DistributedSampler[int]):
@@ -108,7 +109,7 @@ class MixedSamples(Dataset[dict[str, Any]]):
         ValueError: if one is empty, or an input is missing.
     """
 
-    def __init__(self, labelled: Dataset[Sample], unlabelled: Dataset[Sample]) -> None:
+    def __init__(self, labelled: Readable, unlabelled: Readable) -> None:
         self.parts = cast(tuple[Any, Any], (labelled, unlabelled))
         for name, samples in zip(("labelled", "unlabelled"), self.parts, strict=True):
             check_positive_int(f"len({name})", len(samples))
@@ -148,8 +149,8 @@ class MixedSamples(Dataset[dict[str, Any]]):
 
 
 def mix(
-    labelled: Dataset[Sample],
-    unlabelled: Dataset[Sample],
+    labelled: Readable,
+    unlabelled: Readable,
     *,
     batch_size: int,
     ratio: float = 0.5,

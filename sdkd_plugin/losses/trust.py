@@ -17,6 +17,8 @@ from sdkd_plugin.losses.band_weights import FullPrecision
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
 STUDENT, TEACHERS = "student", "teacher"
+FADE = 0.1
+"""The excess of a teacher's error, over its distance from the student, that takes all weight."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class TeacherTrust(FullPrecision):
     Formula: with the mean squared errors S of the student and T of the teacher against labels, and
     their mean squared difference D, all of one band,
 
-        trust = clip((D + S - T) / (D - S + T), 0, 1),
+        trust = clip(1 + 10 (S - T) / D, 0, 1),
 
-    and 1 before any measurement. Unclipped it is the w for which ``(s + w t) / (1 + w)`` is nearest
-    to the labels: how heavy a teacher should be beside a label of weight 1. So a teacher at least
-    as good as the student keeps its whole weight, and one loses it all as soon as no step towards
-    it lowers the student's error. Noise of the labels cancels in S - T, and does not enter D.
+    and 1 before any measurement. So a teacher at least as good as the student keeps its whole
+    weight, and one that is worse by a tenth of D loses it all: with independent errors, where D is
+    S + T, that is a teacher whose error is 1.22 times the student's. Noise of the labels cancels in
+    S - T, and does not enter D.
 
     S, T and D are measured in passes over validation data (`add`, then `update`), the passes
     averaged with weights 1/2, 1/4, ... They are float32 and in ``state_dict()``. Nothing is
@@ -78,8 +80,8 @@ class TeacherTrust(FullPrecision):
         >>> trust.weights
         tensor([1., 1.])
 
-    Source: our own; it is the weight of a linear combination of forecasts, Bates and Granger 1969,
-    "The combination of forecasts".
+    Source: our own. The weight in the best mean of the two forecasts (Bates and Granger 1969)
+    fades more slowly; beside labels it let weak teachers do harm.
     """
 
     errors: Tensor
@@ -146,9 +148,8 @@ class TeacherTrust(FullPrecision):
         self.errors.lerp_(measured.to(self.errors), 0.5 if self.passes > 0 else 1.0)
         self.passes += 1
         student, teacher, difference = self.errors
-        gain, loss = difference + student - teacher, difference - student + teacher
-        share = gain.clamp_min(0) / loss.clamp_min(torch.finfo(loss.dtype).tiny)
-        self.weights.copy_(torch.where(gain >= loss, 1.0, share))
+        ahead = (student - teacher) / difference.clamp_min(torch.finfo(difference.dtype).tiny)
+        self.weights.copy_((1 + ahead / FADE).clamp(0, 1))
         report = TeacherReport(means, self.weights.clone())
         if report.worse and not self._warned:
             self._warned = True

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from sdkd_plugin._checks import check_shape
@@ -169,6 +170,9 @@ def accuracy_latency(panels: Mapping[str, pd.DataFrame], measure: str) -> Figure
             if star:
                 axis.axhline(ordered.error.min(), color=f"C{i}", linewidth=0.8, linestyle=":")
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("milliseconds a forecast")
         axis.set_ylabel(measure)
         axis.set_title(title, fontsize=10)

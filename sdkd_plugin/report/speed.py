@@ -60,7 +60,7 @@ class Speeds(NamedTuple):
         )
 
     def points(self, measure: str, references: Collection[str] = ()) -> pd.DataFrame:
-        """For `accuracy_latency`: references eager, all other models by form, least batch size.
+        """For ``accuracy_latency``: references eager, all other models by form, least batch size.
 
         Args:
             measure: a column of scores.
@@ -87,13 +87,13 @@ def measure_speed(
     """Latency and throughput of models by batch size, eager and in other forms.
 
     All forms of all models take turns, ten times each; each call is timed by
-    `torch.utils.benchmark` after two calls that are not. Columns of the rows:
+    ``torch.utils.benchmark`` after two calls that are not. Columns of the rows:
 
     - ``p50_ms``, ``p95_ms``: median and 95th percentile of a call; ``calls``: of how many,
     - ``samples_per_second``: the batch size over the median,
     - ``times_faster``: the median of the first model, eager, over that of the row, same batch,
     - ``parameters``; ``flops``: of the eager forecast of one sample, a multiplication and an
-      addition being two, as `torch.utils.flop_counter` counts (matrix products and convolutions),
+      addition being two, as ``torch.utils.flop_counter`` counts (matrix products and convolutions),
     - ``memory_mb``: the most that a first forecast of up to that batch size takes beyond the loaded
       model, in MB: of the GPU, or resident memory of the process; on a CPU missing outside Linux.
 
@@ -102,7 +102,7 @@ def measure_speed(
         inputs: for a batch size, ``x`` and all other inputs by name, on the models' device. A
             model is given those that it accepts. Int8 is calibrated on the largest batch.
         batch_sizes: of the calls.
-        forms: ``"compiled"`` by `torch.compile`, ``"onnx"`` by `export_model`, ``"int8"`` by
+        forms: ``"compiled"`` by ``torch.compile``, ``"onnx"`` by `export_model`, ``"int8"`` by
             `quantize_onnx`; the last two run on a CPU alone. The eager form is always measured.
         threads: of the CPU, by default torch's.
         seconds: roughly, for each form and batch size; 30 to 300 calls are timed.

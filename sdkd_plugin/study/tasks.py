@@ -172,7 +172,8 @@ def traffic_task(data: Source | TrafficData, *, frames: Frames = (12, 12)) -> Ta
         mask = None if bool(data.mask.all()) else data.mask[future][..., None]
         parts[name] = Samples(readings[past], readings[future], mask, {"u": clock[past]})
     step = data.index[1] - data.index[0]
-    at = {str(ahead): round(pd.Timedelta(minutes=ahead) / step) - 1 for ahead in (15, 30, 60)}
+    minutes = (15, 30, 60) if step < pd.Timedelta(hours=1) else (60, 180, 360, 720)
+    at = {str(ahead): round(pd.Timedelta(minutes=ahead) / step) - 1 for ahead in minutes}
     return Task(
         **parts,
         transform=GraphTransform.from_edges(data.edge_index, data.edge_weight, n_nodes),
