@@ -50,10 +50,7 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 def _scratch_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{escape(target.name)}.*.tmp"):
-        with suppress(OSError), locked(stale, wait=False) as free:
-            if free:
-                shutil.rmtree(stale, ignore_errors=True)
+    remove_stale(target.parent, escape(target.name))
     with ExitStack() as stack:
         while True:
             made = tempfile.mkdtemp(".tmp", f".{target.name}.", target.parent)
@@ -62,6 +59,14 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
             if os.path.isdir(made):  # else another writer took it for stale before it was locked
                 break
         yield Path(made)
+
+
+def remove_stale(folder: Path, names: str) -> None:
+    """Remove what killed writers of files of these names, a pattern, left in a folder."""
+    for stale in folder.glob(f".{names}.*.tmp"):
+        with suppress(OSError), locked(stale, wait=False) as free:
+            if free:
+                shutil.rmtree(stale, ignore_errors=True)
 
 
 @contextmanager

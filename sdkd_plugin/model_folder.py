@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_type, shown
 from sdkd_plugin._explained import explained
-from sdkd_plugin._files import atomic_path, check_writable, locked
+from sdkd_plugin._files import atomic_path, check_writable, locked, remove_stale
 from sdkd_plugin._version import __version__
 from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
 from sdkd_plugin.models.registry import Shapes, make_model, make_to_fit, shapes, tensors
@@ -143,10 +143,10 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard
         with atomic_path(folder / CARD) as path:
             path.write_bytes(f"{text}checksum: {_checksum(text.encode())}\n".encode())
         # The old weights, and what an interrupted save left.
-        for pattern in ("weights-*.safetensors", ".weights-*.safetensors", ".card.*.yaml"):
-            for other in folder.glob(pattern):
-                if other != final:
-                    other.unlink(missing_ok=True)
+        remove_stale(folder, "weights-*")
+        for other in folder.glob("weights-*.safetensors"):
+            if other != final:
+                other.unlink(missing_ok=True)
     return folder
 
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import tsl_parts
 from test_neuralop_training import run as train_grid
 from test_neuralop_training import unet
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sdkd_plugin import Bands, GridTransform, TeacherCache, precompute
 from sdkd_plugin._files import check_files
@@ -172,6 +174,7 @@ def forked(work: Callable[[], Any]) -> int:
     if child:
         return child
     status = 1
+    tqdm.set_lock(threading.RLock())  # its own is shared: a killed process would keep it for ever
     try:
         work()
         status = 0

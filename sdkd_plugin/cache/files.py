@@ -8,6 +8,7 @@ as a whole; without it there is no cache. Nothing in these files is executed.
 import hashlib
 import json
 import math
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sdkd_plugin._files import atomic_path
 
@@ -66,8 +68,8 @@ class Part:
             file.seek(start)
             return zlib.crc32(file.read(end - start))
 
-    def map(self) -> dict[str, np.ndarray]:
-        """The rows of each column, flat, in mapped memory; numpy sees bfloat16 as int16.
+    def map(self) -> dict[str, Tensor]:
+        """The rows of each column, flat, in mapped memory that must not be written to.
 
         Raises:
             FileNotFoundError, ValueError: if the file is missing or has another size.
@@ -78,9 +80,12 @@ class Part:
         if self.raw.stat().st_size != expected or not expected:
             raise damaged(self.raw, f"has {self.raw.stat().st_size} bytes, expected {expected}")
         kind = {2: np.int16, 4: np.float32}[self.dtype.itemsize]
-        rows = np.memmap(self.raw, kind, "r").view(np.ndarray).reshape(int(self.starts[-1]), -1)
+        mapped = np.memmap(self.raw, kind, "r").view(np.ndarray)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            rows = torch.from_numpy(mapped).view(self.dtype).reshape(int(self.starts[-1]), -1)
         names = (name for name, _, _ in self.columns)
-        return dict(zip(names, np.split(rows, self.places[1:-1], 1), strict=True))
+        return dict(zip(names, rows.split(np.diff(self.places).tolist(), 1), strict=True))
 
 
 def line(value: Any) -> bytes:

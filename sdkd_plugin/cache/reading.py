@@ -194,17 +194,16 @@ class TeacherCache(StoredOutputs):
             read = self._parts[0].read(names, rows)
         else:
             part_of = np.searchsorted(self._starts, rows, "right") - 1
-            read = {}
+            first = self._parts[0].columns_of
+            read = {n: first[n].new_empty(len(rows), first[n].shape[1]) for n in names}
             for number in np.unique(part_of).tolist():
                 mine = part_of == number
                 local = rows[mine] - self._starts[number]
                 for name, values in self._parts[number].read(names, local).items():
-                    whole = np.empty((len(rows), values.shape[1]), values.dtype)
-                    read.setdefault(name, whole)[mine] = values
+                    read[name][torch.from_numpy(mine)] = values
         tensors = {}
-        for name, values in read.items():
+        for name, stored in read.items():
             shape, dtype = self._columns[name]
-            stored = torch.from_numpy(values).view(self._parts[0].dtype)
             if self._scales or stored.dtype != dtype:
                 scale = torch.from_numpy(self._scales[name][rows]) if self._scales else None
                 stored = decoded(stored, scale).to(dtype)
@@ -224,10 +223,12 @@ class _OpenPart(Part):
         self.verified = np.frombuffer(mmap.mmap(-1, len(self.records)), np.bool_)
         self.whole = False
 
-    def read(self, names: list[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, names: list[str], rows: np.ndarray) -> dict[str, Tensor]:
         if not self.whole:
             self.verify(np.searchsorted(self.starts, rows, "right") - 1)
-        return {name: self.columns_of[name][rows] for name in names}
+        index = torch.from_numpy(rows)
+        # Several times as fast as NumPy's indexing of mapped rows.
+        return {name: self.columns_of[name].index_select(0, index) for name in names}
 
     def verify(self, chunks: np.ndarray) -> None:
         for chunk in np.unique(chunks[~self.verified[chunks]]).tolist():
