@@ -227,7 +227,6 @@ class _OpenPart(Part):
         if not self.whole:
             self.verify(np.searchsorted(self.starts, rows, "right") - 1)
         index = torch.from_numpy(rows)
-        # Several times as fast as NumPy's indexing of mapped rows.
         return {name: self.columns_of[name].index_select(0, index) for name in names}
 
     def verify(self, chunks: np.ndarray) -> None:
