@@ -156,7 +156,10 @@ def run(options: argparse.Namespace) -> bool:
         .mean()
     )
     pooled = paired_change(both, column="mse", of={"model": SDKD}, against={"model": PLAIN})
-    lines.append(f"- mean over the numbers of labels: {SDKD} against {PLAIN}: MSE {pooled}")
+    lines.append(
+        f"- mean over the numbers of labels, a comparison made after the others were seen: {SDKD} "
+        f"against {PLAIN}: MSE {pooled}"
+    )
     found = bars(rows, labels)
     lines += ["", *(f"- {'met' if ok else 'MISSED'}: {bar}: {x}" for bar, (ok, x) in found.items())]
     write_record(options.results / f"headline_{options.steps}", "\n".join(lines) + "\n", rows)

@@ -140,6 +140,7 @@ def run(options: argparse.Namespace) -> bool:
     }
     kept, found = list[pd.DataFrame](), dict[str, tuple[bool, str]]()
     parts = [f"# A weak teacher, a good one\n\n{__doc__.split(chr(10) * 2)[1]}\n"]
+    parts.append(f"Of these tasks: {', '.join(options.tasks)}.\n")
     for system in (made[name]() for name in options.tasks):
         name, measure = system.task.name, system.task.measure
         rows = run_system(system, options)

@@ -125,7 +125,7 @@ class DistillationLoss(nn.Module):
             student's. ``shared`` allows another resolution on a grid; the frequencies that both
             have are compared. Wrap a teacher that reads one resolution only in `AtResolution`.
         latents: pairs of taps to distil; call `fit_latents` before training.
-        trust: lower teachers' weights in bands where `measure_teachers` finds them of no use.
+        trust: lower teachers' weights in bands where `measure_teachers` finds them worse.
         amse: counts amplitude that the student lacks too, see `AMSE`; none by default.
         check_finite: look for NaN and Inf in inputs, labels and teachers' outputs in every step;
             a GPU is waited for.
@@ -353,9 +353,9 @@ class DistillationLoss(nn.Module):
                     "`fit_latents(student, x, **inputs)` before the optimizer is made."
                 )
             losses = self.latent_losses(latents or {}, [o.latents for o in outputs], weights)
+            # A teacher's latent is trusted as its forecast is.
+            share = 1.0 if self.trust is None else self.trust.weights.mean()
             for pair in self.latents:
-                # A teacher's latent is trusted as its forecast is.
-                share = 1.0 if self.trust is None else self.trust.weights.mean()
                 total = total + pair.weight * share * losses[pair.name]
                 features[pair.name] = losses[pair.name].detach()
         total, band_weights = self.kd_weight * total, terms.weights.detach()

@@ -158,7 +158,8 @@ class FrequencyAlignedLoss(nn.Module):
         amse: AMSE | None = None,
     ) -> None:
         super().__init__()
-        check_type("amse", amse or AMSE(), AMSE, "such as AMSE(weight=0.5)")
+        if amse is not None:
+            check_type("amse", amse, AMSE, "or None")
         check_type("transform", transform, AbstractTransform, "such as GridTransform((64, 64))")
         check_type("bands", bands, Bands, "such as Bands.split(0.25)")
         self.transform = transform

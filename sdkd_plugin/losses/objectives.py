@@ -36,9 +36,10 @@ def inverse_energy_weights(
 
         w_i = c / (e_i + floor * max_j e_j),    sum_i n_i w_i = sum_i n_i
 
-    The floor is a dial: from large, where all weights are 1 (the MSE, the least one-step error), to
-    0, where every frequency counts relative to its own energy (roll-outs that keep their small
-    scales). Take narrow bands, such as ``Bands.equal(48)``, and choose the floor on validation.
+    The floor is a dial: from large, where all weights are 1 (the MSE), to 0, where every frequency
+    counts relative to its own energy. Take narrow bands, such as ``Bands.equal(48)``, and choose
+    the floor on validation roll-outs: at some floors all of ours diverged
+    (``benchmarks/rollouts.py``).
 
     Args:
         fields: labels of the training data, or batches of them.

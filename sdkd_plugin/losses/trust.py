@@ -80,8 +80,8 @@ class TeacherTrust(FullPrecision):
         >>> trust.weights
         tensor([1., 1.])
 
-    Source: our own. The weight in the best mean of the two forecasts (Bates and Granger 1969)
-    fades more slowly; beside labels it let weak teachers do harm.
+    It does not make a weak teacher harmless: for most of its training a student is worse than a
+    teacher that it will overtake (``benchmarks/weak_teacher.py``). Source: our own.
     """
 
     errors: Tensor
