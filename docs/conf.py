@@ -6,8 +6,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import pictures  # noqa: E402
-import results  # noqa: E402
+import pictures  # noqa: E402 - found by the path above
+import results  # noqa: E402 - likewise
 
 from sdkd_plugin import __version__  # noqa: E402
 

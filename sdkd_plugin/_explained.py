@@ -17,8 +17,8 @@ _DEEP = (AttributeError, LookupError, OSError, OverflowError, RuntimeError, Type
 def explained(function: _T) -> _T:
     """A function or class that, where it fails, names the argument that has a wrong type.
 
-    What works costs one call more: types are looked at after an error, and only after one that names no
-    argument. The error becomes a ValueError if a type is not the annotated one.
+    What works costs one call more: types are looked at after an error, and only after one that
+    names no argument. The error becomes a ValueError if a type is not the annotated one.
     """
     if isinstance(function, type):
         function.__init__ = explained(function.__init__)  # type: ignore[misc]
