@@ -1,6 +1,7 @@
 """A study: equal steps, rows that are kept, labels, teachers, tables, and the tasks by name."""
 
 import dataclasses
+import re
 from functools import partial
 
 import h5py
@@ -273,6 +274,7 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
     ("options", "message"),
     [
         ({"seeds": 0}, "`seeds` is 0, expected an integer of at least 1"),
+        ({"seeds": [1, 1]}, "`seeds` is [1, 1], expected one or more, each once"),
         ({"steps": 1}, "`steps` is 1, expected an integer of at least 2"),
         ({"lr": -1.0}, "`lr` is -1.0, expected a finite number above 0"),
         ({"teacher": ()}, "`teacher` has 0 teachers, expected at least 1 for 'plain-MSE"),
@@ -282,7 +284,7 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
     ],
 )
 def test_bad_studies(options, message, task, teacher):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         study(task, **{"student": make_student, "teacher": teacher, **QUICK, **options})
 
 

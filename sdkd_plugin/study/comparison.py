@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdkd_plugin._checks import check_finite, check_positive, check_positive_int
+from sdkd_plugin._checks import (
+    MOST_SEED,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    check_sizes,
+    shown,
+)
 from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import precompute
 from sdkd_plugin.loss import DistillationLoss
@@ -38,7 +45,7 @@ def study(
     student: Make | None = None,
     teacher: Teachers = (),
     arms: Sequence[Arm] | None = None,
-    seeds: int = 3,
+    seeds: int | Sequence[int] = 3,
     steps: int = 2000,
     lr: float = 1e-3,
     batch_size: int = 16,
@@ -62,7 +69,7 @@ def study(
         teacher: trained models, in the order in which arms count them. A teacher is itself trained
             by a study whose arms have ``kd_weight=0``.
         arms: what is compared; by default `standard_arms`.
-        seeds: how many, from 0.
+        seeds: how many, from 0, or which ones.
         steps: of the optimizer.
         lr: learning rate at the start.
         batch_size: samples of a step.
@@ -95,9 +102,8 @@ def study(
     if isinstance(student, nn.Module):
         kind = type(student).__name__
         raise ValueError(f"`student` is a {kind}, expected a function that makes one.")
-    counts = {"seeds": seeds, "jobs": jobs, "batch_size": batch_size, "validations": validations}
-    for name, value in counts.items():
-        check_positive_int(name, value)
+    check_sizes(jobs=jobs, batch_size=batch_size, validations=validations)
+    seeds = _numbered(seeds)
     check_positive_int("steps", steps, validations)
     given, device = _named(teacher), torch.device(device)
     place = Path(folder or tempfile.mkdtemp())
@@ -123,7 +129,7 @@ def study(
                 )
             trainings.append(Training(there, arm, make, used, recipe, device, place))
         rows = _fixed_rows(there, teachers, device)
-        jobs_of = ((i, seed) for seed in range(seeds) for i in range(len(arms)))
+        jobs_of = ((i, seed) for seed in seeds for i in range(len(arms)))
         missing = []
         for i, seed in jobs_of:
             if trainings[i].path(seed).exists():
@@ -143,11 +149,22 @@ def study(
             pass
         for training in trainings:
             cost = _cost(there, made(training.make), device)
-            rows += [training.row(seed) | cost for seed in range(seeds)]
+            rows += [training.row(seed) | cost for seed in seeds]
     finally:
         torch.set_num_threads(threads)
     table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
     return Result(task, table, trainings, teachers)
+
+
+def _numbered(seeds: int | Sequence[int]) -> list[int]:
+    if not isinstance(seeds, Sequence):
+        check_positive_int("seeds", seeds)
+        return list(range(seeds))
+    for seed in seeds:
+        check_positive_int("seeds", seed, 0, MOST_SEED)
+    if len(set(seeds)) < max(len(seeds), 1):
+        raise ValueError(f"`seeds` is {shown(seeds)}, expected one or more, each once.")
+    return list(seeds)
 
 
 def _named(teacher: Teachers) -> dict[str, nn.Module]:
