@@ -174,6 +174,19 @@ def test_arms_learn_from_what_they_say(task, teacher):
     assert first.nonzero()[:, 0].tolist() == [0, 1, 2]
 
 
+def test_seeds_may_be_named(task, teacher, tmp_path):
+    run = partial(study, task, student=make_student, teacher=teacher, folder=tmp_path)
+    arms = [Arm("alone", kd_weight=0), Arm("taught", weighting=(1.0, 1.0))]
+    named, counted = (run(arms=arms, **{**QUICK, "seeds": seeds}) for seeds in ([2, 1], 3))
+    assert named.rows.seed.dropna().tolist()[-4:] == [2, 1, 2, 1]
+    two, one = (dict(model.state_dict()) for model in named.models("taught"))
+    for i, state in ((2, two), (1, one)):
+        for name, value in counted.models("taught")[i].state_dict().items():
+            assert torch.equal(state[name], value)
+    assert "2 seed(s)" in named.report()
+    assert named.page()
+
+
 def test_labels_that_an_arm_may_not_see_do_not_matter(task, teacher):
     arms = [Arm("taught", labels=0.5)]
     run = partial(study, student=make_student, teacher=teacher, arms=arms, **QUICK)

@@ -158,7 +158,7 @@ def study(
     finally:
         torch.set_num_threads(threads)
     table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
-    return Result(task, table, trainings, teachers)
+    return Result(task, table, trainings, teachers, seeds)
 
 
 def _numbered(seeds: int | Sequence[int]) -> list[int]:
