@@ -270,6 +270,17 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
     assert "p = " not in result.report().split("\n\n")[1]  # one seed is no test
 
 
+def test_models_and_pictures_are_those_of_the_seeds_that_were_named(task, teacher, tmp_path):
+    result = study(task, student=make_student, teacher=teacher, **{**QUICK, "seeds": [4, 2]})
+    assert result.seeds == [4, 2]
+    assert "Mean over 2 seed(s)" in result.protocol()
+    for seed, model in zip(result.seeds, result.models("SDKD"), strict=True):
+        mse = task.scores(task.forecast(model, task.test))["mse"]
+        row = result.rows[(result.rows.model == "SDKD") & (result.rows.seed == seed)].iloc[0]
+        assert row.mse == pytest.approx(mse)
+    result.write(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

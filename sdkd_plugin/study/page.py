@@ -49,27 +49,29 @@ TEXTS = {
     ),
     "fields": _Text(
         "Fields and errors",
-        "Forecasts of the first test sample by the models of seed 0, and their errors, at the "
-        "first and the last frame.",
+        "Forecasts of the first test sample by the models of the first seed, and their errors, at "
+        "the first and the last frame.",
     ),
     "sensors": _Text(
         "Errors on the map",
-        "Mean absolute error at each sensor over the test samples, by the models of seed 0.",
+        "Mean absolute error at each sensor over the test samples, by the models of the first "
+        "seed.",
     ),
     "series": _Text(
         "Forecasts over time",
-        "The last step of each forecast beside the truth, by the models of seed 0, at the sensors "
-        "with the median and the highest error of the last model.",
+        "The last step of each forecast beside the truth, by the models of the first seed, at the "
+        "sensors with the median and the highest error of the last model.",
     ),
     "spectra": _Text(
         "Error spectra",
-        "Energy of the errors by frequency, by the models of seed 0. The dotted lines divide the "
-        "bands; where an error reaches the truth (dashed), nothing is forecast.",
+        "Energy of the errors by frequency, by the models of the first seed. The dotted lines "
+        "divide the bands; where an error reaches the truth (dashed), nothing is forecast.",
     ),
     "training": _Text(
         "Training",
         "The validation error, in the models' units, and the weights of bands and teachers at "
-        "each validation, for seed 0. The weights with the least validation error are scored.",
+        "each validation, for the first seed. The weights with the least validation error are "
+        "scored.",
     ),
 }
 
@@ -104,7 +106,9 @@ def study_figures(result: "Result") -> dict[str, Figure]:
         figures["fields"] = fields(truth[0], first, [0, len(truth[0]) - 1])
     if isinstance(task.transform, GraphTransform):
         figures |= _graph_figures(result, task.transform, truth, shown, seen)
-    histories = {t.arm.name: t.history(0) for t in result.trainings if t.arm.setting == setting}
+    histories = {
+        t.arm.name: t.history(result.seeds[0]) for t in result.trainings if t.arm.setting == setting
+    }
     figures["training"] = training_curves({k: _named(v) for k, v in histories.items() if v})
     return figures
 

@@ -49,6 +49,11 @@ class Result:
         """In the order of the table."""
         return [training.arm for training in self.trainings]
 
+    @property
+    def seeds(self) -> list[int]:
+        """Of the trained models, in their order."""
+        return self.rows.dropna(subset=["steps"]).seed.unique().tolist()
+
     def change(self, of: str, against: str, *, setting: str | None = None) -> Change:
         """How much lower or higher the task's measure is for one arm than for another.
 
@@ -105,7 +110,7 @@ class Result:
         return (
             f"{task.name}: {task.source}. {len(task.train)} samples for training, "
             f"{len(task.validation)} for validation, {len(task.test)} for the test. Mean over "
-            f"{self.rows.seed.nunique()} seed(s) (± standard deviation) of errors on the test "
+            f"{len(self.seeds)} seed(s) (± standard deviation) of errors on the test "
             f"samples in physical units. Every arm takes {recipe.steps} steps of batch "
             f"{recipe.batch_size}{moved} and keeps the best of {recipe.validations} validations. "
             f"Best arm on validation data: {best}. p: two-sided paired t-test over seeds. "
@@ -120,7 +125,7 @@ class Result:
         names = self.names(setting := setting or self.arms[0].setting)
         check_choice("name", name, names)
         training = [t for t in self.trainings if t.arm.setting == setting][names.index(name)]
-        return [training.model(seed) for seed in range(self.rows.seed.nunique())]
+        return [training.model(seed) for seed in self.seeds]
 
     def figures(self) -> dict[str, Figure]:
         """Pictures of the first arm's setting, by name; see `sdkd_plugin.study.page`."""
