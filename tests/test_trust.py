@@ -89,6 +89,18 @@ def test_it_warns_once_and_the_report_reads_as_a_table():
     assert report.scalars()["zero_mse"] == pytest.approx(float(y.square().mean()), rel=1e-5)
 
 
+def test_the_numbers_of_samples_are_for_stored_outputs_alone():
+    y, a, _, _ = fields()
+
+    class Student(Known):
+        def forward(self, x: torch.Tensor, **inputs: object) -> torch.Tensor:
+            assert not inputs
+            return self.forecast
+
+    loss = DistillationLoss(Known(y + a), GRID, BANDS)
+    measure_teachers(loss, Student(y + 2 * a), [{"x": y, "y": y, "index": torch.arange(len(y))}])
+
+
 def test_the_loss_and_its_gradient_have_the_measured_weights():
     y, a, b, _ = fields(4000)
     loss, report = measured(y + 1.02 * a, y + b, y)
