@@ -128,6 +128,15 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
         )
 
 
+def check_labels(y: Tensor, mask: Tensor | None) -> None:
+    """Refuse a mask that does not fit the labels, and observed labels that are NaN or Inf."""
+    if mask is None:
+        check_finite("y", y)
+    else:
+        check_mask(mask, y)
+        check_finite("y", y[mask.expand_as(y)])
+
+
 def check_batch(
     x: Tensor | None,
     y: Tensor | None,

@@ -14,6 +14,7 @@ from torch import Tensor
 from sdkd_plugin._checks import check_choice, check_positive
 from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
+from sdkd_plugin.spectral.transform import working_dtype
 
 AmplitudeSource = Literal["target", "labels"]
 
@@ -68,9 +69,7 @@ class AMSE:
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch n_bands"]:
         """``weight * (AMSE - MSE)`` of each sample in each band, means per element."""
-        dtype = torch.promote_types(
-            forecast.dtype, torch.promote_types(target.dtype, torch.float32)
-        )
+        dtype = torch.promote_types(working_dtype(forecast), target.dtype)
         forecast, target = forecast.to(dtype), target.to(dtype)
         mine, theirs, difference = (
             transform.band_energy(x, bands) for x in (forecast, target, forecast - target)

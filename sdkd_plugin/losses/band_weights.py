@@ -271,20 +271,10 @@ class ConfidenceWeighting(AbstractWeighting):
 def make_weighting(
     weighting: WeightingName | AbstractWeighting | Sequence[float], n_bands: int
 ) -> AbstractWeighting:
-    """The weighting of a name, with its defaults.
-
-    Args:
-        weighting: a name, numbers from the lowest band to the highest (a `FixedWeighting`), or a
-            weighting, which is returned as it is. ``fixed`` has weight 1 for the lowest band and 2
-            for the others: the paper's form with an alpha of 1/2, our own choice.
-        n_bands: of the partition.
+    """The weighting of a name, as `DistillationLoss` names them, or of numbers; others as given.
 
     Raises:
         ValueError: if the name is unknown, or the weighting does not fit the bands.
-
-    Example:
-        >>> make_weighting("fixed", 3).weights.tolist()
-        [1.0, 2.0, 2.0]
     """
     made: AbstractWeighting
     if isinstance(weighting, AbstractWeighting):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_mask, check_shape
+from sdkd_plugin._checks import check_labels, check_shape
 from sdkd_plugin.losses.band_weights import FullPrecision
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
@@ -110,9 +110,7 @@ class TeacherTrust(FullPrecision):
         Raises:
             ValueError: if shapes differ, or a value is NaN or Inf.
         """
-        if mask is not None:
-            check_mask(mask, y)
-        check_finite("y", y if mask is None else y[mask.expand_as(y)])
+        check_labels(y, mask)
         fields = {}
         for name, forecast in forecasts.items():
             check_shape(name, forecast.shape, y.shape, "the labels")
