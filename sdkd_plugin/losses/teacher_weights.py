@@ -21,7 +21,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_shape
+from sdkd_plugin._checks import check_choice, check_shape, check_within
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.task import sample_errors
 from sdkd_plugin.spectral.transform import working_dtype
@@ -285,8 +285,7 @@ def _equal_weights(teachers: Tensor) -> Tensor:
 
 
 def _check_max_weight(max_weight: float, n_teachers: int = 1) -> None:
-    if not 0 < max_weight <= 1:
-        raise ValueError(f"`max_weight` is {max_weight}, expected a number in (0, 1].")
+    check_within("max_weight", max_weight, "(0, 1]")
     if n_teachers > 1 and max_weight * n_teachers < 1 - 1e-9:
         raise ValueError(
             f"`max_weight` is {max_weight}, expected at least 1 / {n_teachers}: the weights of "
