@@ -137,13 +137,12 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_labels(y: Tensor, mask: Tensor | None) -> None:
+def check_labels(y: Tensor, mask: Tensor | None, argument: str = "y") -> None:
     """Refuse a mask that does not fit the labels, and observed labels that are NaN or Inf."""
-    if mask is None:
-        check_finite("y", y)
-    else:
+    if mask is not None:
         check_mask(mask, y)
-        check_finite("y", y[mask.expand_as(y)])
+        y = y[mask.expand_as(y)]
+    check_finite(argument, y)
 
 
 def check_batch(

@@ -59,14 +59,9 @@ class GraphConvolutionBranch(nn.Module):
 def landmark_attention(q: Heads, k: Heads, v: Heads, landmarks: Heads) -> Heads:
     """Attention by way of a few landmarks, softmax(q l^T / s) softmax(l k^T / s) v, s = sqrt(c).
 
+    Queries, keys and values are (batch, heads, length, c), landmarks (batch, heads, landmarks, c).
     Each landmark averages the nodes, and each node averages the landmarks: as in exact attention
     the weights are positive and sum to 1. Time and memory are linear in the length.
-
-    Args:
-        q: queries, (batch, heads, length, c).
-        k: keys, likewise.
-        v: values, likewise.
-        landmarks: (batch, heads, landmarks, c).
 
     Source: Han et al., Agent Attention, ECCV 2024, with learned agents (as the inducing points of
     Lee et al., Set Transformer, ICML 2019).

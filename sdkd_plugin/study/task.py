@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from sdkd_plugin._checks import check_finite, check_positive_int, check_type, shown
+from sdkd_plugin._checks import check_finite, check_labels, check_positive_int, check_type, shown
 from sdkd_plugin._explained import explained
 from sdkd_plugin.data.symmetry import Symmetry
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
@@ -120,8 +120,7 @@ class Task:
             if set(lengths.values()) != {len(part)}:
                 raise ValueError(f"`{name}` has {len(part)} samples, but {lengths} of the others.")
             check_finite(f"{name}.x", part.x)
-            seen = ... if part.mask is None else part.mask.expand_as(part.y)
-            check_finite(f"{name}.y", part.y[seen])
+            check_labels(part.y, part.mask, f"{name}.y")
 
     @cached_property
     def identity(self) -> str:
