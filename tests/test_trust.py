@@ -75,8 +75,9 @@ def test_it_warns_once_and_the_report_reads_as_a_table():
     y, a, b, _ = fields(8)
     loss = DistillationLoss(Known(y + 2 * a), GRID, BANDS)
     batch = {"x": y, "y": y}
-    with pytest.warns(UserWarning, match=r"not the better one(.|\n)*weight of the teacher"):
+    with pytest.warns(UserWarning, match=r"not the better one(.|\n)*weight of the te") as warned:
         report = measure_teachers(loss, Known(y + b), [batch], {"zero": torch.zeros_like})
+    assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measure_teachers(loss, Known(y + b), [batch])
@@ -99,6 +100,17 @@ def test_the_numbers_of_samples_are_for_stored_outputs_alone():
 
     loss = DistillationLoss(Known(y + a), GRID, BANDS)
     measure_teachers(loss, Student(y + 2 * a), [{"x": y, "y": y, "index": torch.arange(len(y))}])
+
+
+def test_one_of_several_teachers_may_be_better_than_their_mean():
+    y, a, b, c = fields()
+    loss = DistillationLoss([Known(y + 0.1 * a), Known(y + 0.5 * b)], GRID, BANDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = measure_teachers(loss, Known(y + c), [{"x": y, "y": y}])
+    assert not report.worse
+    errors = {name: float(each.sum()) for name, each in report.errors.items()}
+    assert errors["teacher 0 (Known)"] < errors["teacher"] < errors["student"]
 
 
 def test_the_loss_and_its_gradient_have_the_measured_weights():
