@@ -291,6 +291,8 @@ def test_models_and_pictures_are_those_of_the_seeds_that_were_named(task, teache
         ({"teacher": ()}, "`teacher` has 0 teachers, expected at least 1 for 'plain-MSE"),
         ({"arms": [Arm("a", teachers=2)]}, "has 1 teachers, expected 2 for 'a'"),
         ({"student": None}, "`student` is None, but 'student alone' has no model of its own"),
+        ({"arms": [Arm("a"), Arm("a", kd_weight=2.0)]}, "'a' for all labels, which is taken"),
+        ({"arms": [Arm("teacher")]}, "`arms` has 'teacher' for all labels, which is taken"),
         ({"jobs": 2, "student": lambda: make_student()}, "no lambdas, or jobs=1"),
     ],
 )
