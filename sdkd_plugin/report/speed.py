@@ -60,11 +60,11 @@ class Speeds(NamedTuple):
         )
 
     def points(self, measure: str, references: Collection[str] = ()) -> pd.DataFrame:
-        """For ``accuracy_latency``: references eager, all other models by form, least batch size.
+        """Errors and latencies at the least batch size, for ``accuracy_latency``.
 
         Args:
             measure: a column of scores.
-            references: names of models, such as teachers.
+            references: names of models, such as teachers, of which the eager form alone is taken.
         """
         rows = self.rows[self.rows.batch_size == self.rows.batch_size.min()]
         rows = rows.assign(reference=rows.model.isin(references), deviation=0.0)

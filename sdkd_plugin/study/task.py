@@ -68,8 +68,8 @@ class Task:
 
     Args:
         train: for training; an arm may use the labels of a share of them only.
-        validation: choose the weights of every model.
-        test: are scored.
+        validation: for the choice of every model's weights among those of its training.
+        test: for the scores.
         transform: the domain of the forecasts.
         bands: of its frequencies, for distillation and scores.
         shared: inputs that all samples share, such as ``edge_index``.
