@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin._checks import check_finite, check_shape, shown, warn_caller
+from sdkd_plugin.rollouts import Unrolled
 from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform, ProductTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
@@ -191,11 +192,9 @@ class StoredOutputs(ABC):
 
 
 def named_inputs(model: nn.Module) -> InputNames:
-    """The inputs that a model accepts, also one that torch has wrapped or compiled."""
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
-        model, "_orig_mod"
-    ):
-        model = cast(nn.Module, getattr(model, "_orig_mod", None) or model.module)
+    """The inputs that a model accepts, also one that is unrolled, compiled or wrapped by torch."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
     forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
     schema = getattr(forward, "schema", None)
     if schema is not None:  # scripted or traced: x comes first, or self and x
@@ -207,6 +206,12 @@ def named_inputs(model: nn.Module) -> InputNames:
         given = []
     names = frozenset(p.name for p in given if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
     return InputNames(names, any(p.kind is p.VAR_KEYWORD for p in given))
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        return cast(nn.Module, model.module)
+    return model.model if isinstance(model, Unrolled) else getattr(model, "_orig_mod", None)
 
 
 def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:
