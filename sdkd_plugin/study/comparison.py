@@ -120,6 +120,9 @@ def study(
         teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
         trainings = []
         for arm in arms:
+            if arm.labels and not task.labelled(arm.labels, 0).any():
+                n = len(task.train)
+                raise ValueError(f"`labels` is {arm.labels} for {arm.name!r}: none of {n} samples.")
             if (make := arm.model or student) is None:
                 raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
             used = [] if arm.alone else list(teachers.values())[: arm.teachers]

@@ -203,6 +203,8 @@ class Arm:
         **options: Any,
     ) -> None:
         check_type("name", name, str, "for tables")
+        if teachers is not None:
+            check_positive_int("teachers", teachers)
         self.name, self.labels, self.teachers, self.model = name, labels, teachers, model
         self.base, self.options = base, options
         self.alone = options.get("kd_weight") == 0
