@@ -126,9 +126,9 @@ class BoundaryLoss(AbstractFeatureLoss):
 
     Formula: the mean over all elements of
 
-        (s + margin)^2  where t <= 0 and s > -margin
-        (s - margin)^2  where t > 0 and s <= margin
-        0               elsewhere.
+        (s + 1)^2  where t <= 0 and s > -1
+        (s - 1)^2  where t > 0 and s <= 1
+        0          elsewhere.
 
     Only the sign of the teacher's activation matters: tap it before its nonlinearity.
 
@@ -139,15 +139,11 @@ class BoundaryLoss(AbstractFeatureLoss):
     eq. 5.
     """
 
-    def __init__(self, margin: float = 1.0) -> None:
-        super().__init__()
-        self.margin = margin
-
     def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch."""
         check_shape("student", student.shape, teacher.shape, "the teacher's shape")
         student = _at_least_float32(student)
-        distance = torch.where(teacher > 0, self.margin - student, self.margin + student)
+        distance = torch.where(teacher > 0, 1 - student, 1 + student)
         return distance.relu().square().mean()
 
 
