@@ -35,9 +35,10 @@ def measure_teachers(
 ) -> TeacherReport:
     """Compare teachers, student and baselines on labelled data, and weigh the teachers.
 
-    Call it before training to see whether there is something to learn, and at every validation: the
-    student changes. Use labels that no teacher was trained on: on its own training data its errors
-    are too small. It warns, once a loss, if a teacher is not the better one.
+    Call it before training to see whether there is something to learn, best with a student that was
+    trained alone, and at every validation: the best student so far counts. Use the same labels each
+    time, which no teacher was trained on: on its own training data its errors are too small. It
+    warns, once a loss, if a teacher is not the better one.
 
     Args:
         loss: its `trust` is updated.

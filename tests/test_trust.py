@@ -61,6 +61,17 @@ def test_a_teacher_that_shares_the_students_error_and_adds_its_own_loses_all():
     assert float(report.weights.max()) < 0.1
 
 
+def test_the_best_student_so_far_counts():
+    y, a, b, _ = fields()
+    loss = DistillationLoss(Known(y + 0.5 * a), GRID, BANDS)
+    batches = [{"x": y, "y": y}]
+    with pytest.warns(UserWarning, match="not the better one"):
+        first = measure_teachers(loss, Known(y + 0.2 * b), batches)
+    later = measure_teachers(loss, Known(y + b), batches)
+    assert first.weights.tolist() == later.weights.tolist() == [0, 0]
+    assert not later.worse
+
+
 def test_each_band_is_judged_by_itself_and_label_noise_cancels():
     y, a, b, noise = fields(4000)
     low = GRID.filter(a, lambda f: (f < 0.25).float())
@@ -164,12 +175,18 @@ def test_a_useless_teacher_does_not_hurt_a_study():
 
     teacher = student()
     nn.init.constant_(teacher.weight, 1.0)
-    arms = [Arm("alone", kd_weight=0), Arm("safe"), Arm("hurt", trust=False)]
+    arms = [Arm("safe"), Arm("alone", kd_weight=0), Arm("hurt", trust=False)]
     options = {"seeds": 1, "steps": 400, "lr": 0.05, "validations": 20}
-    rows = study(task, student=student, teacher=teacher, arms=arms, **options).rows
-    mse = rows.set_index("model").mse
+
+    def errors(arms: list[Arm]) -> dict[str, float]:
+        rows = study(task, student=student, teacher=teacher, arms=arms, **options).rows
+        return dict(zip(rows.model, rows.mse, strict=True))
+
+    mse = errors(arms)
     assert mse["hurt"] > 100 * mse["alone"]
-    assert mse["safe"] < mse["alone"] + 1e-3 * mse["hurt"]
+    assert mse["safe"] == mse["alone"]  # which is trained first, and says that the teacher is worse
+    unknown = errors(arms[:1])["safe"]
+    assert mse["alone"] < unknown < mse["alone"] + 1e-3 * mse["hurt"]
 
 
 def test_the_distiller_passes_the_option_on():

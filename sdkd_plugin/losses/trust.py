@@ -61,8 +61,8 @@ class TeacherReport:
 class TeacherTrust(FullPrecision):
     """The share of its weight that a teacher keeps in each band.
 
-    Formula: with the mean squared errors S of the student and T of the teacher against labels, and
-    their mean squared difference D, all of one band,
+    Formula: with the mean squared errors S of the best student so far and T of the teacher against
+    labels, and their mean squared difference D, all of one band,
 
         trust = clip(1 + 10 (S - T) / D, 0, 1),
 
@@ -71,27 +71,28 @@ class TeacherTrust(FullPrecision):
     S + T, that is a teacher whose error is 1.22 times the student's. Noise of the labels cancels in
     S - T, and does not enter D.
 
-    S, T and D are measured in passes over validation data (`add`, then `update`), the passes
-    averaged with weights 1/2, 1/4, ... They are float32 and in ``state_dict()``. Nothing is
+    S, T and D are measured in passes over the same validation data (`add`, then `update`); in each
+    band the pass with the least S counts. They are float32 and in ``state_dict()``. Nothing is
     measured in a training step.
+
+    For most of its training a student is worse than a teacher that it will overtake, and follows
+    it to its own harm (``benchmarks/weak_teacher.py``). So the first pass is best made with a
+    student that was trained alone, as a `study` does where it has one.
 
     Example:
         >>> trust = TeacherTrust(2)
         >>> trust.weights
         tensor([1., 1.])
 
-    It does not make a weak teacher harmless: for most of its training a student is worse than a
-    teacher that it will overtake (``benchmarks/weak_teacher.py``). Source: our own.
+    Source: our own.
     """
 
     errors: Tensor
-    passes: Tensor
     weights: Tensor
 
     def __init__(self, n_bands: int) -> None:
         super().__init__()
-        self.register_buffer("errors", torch.zeros(3, n_bands))
-        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("errors", torch.full((3, n_bands), torch.inf))
         self.register_buffer("weights", torch.ones(n_bands))
         self._sums: dict[str, Tensor] = {}
         self._count = 0.0
@@ -143,8 +144,8 @@ class TeacherTrust(FullPrecision):
             dist.all_reduce(total)
         means = dict(zip(sums, (total[:-1] / total[-1]).float(), strict=True))
         measured = torch.stack([means[STUDENT], means[TEACHERS], means.pop("difference")])
-        self.errors.lerp_(measured.to(self.errors), 0.5 if self.passes > 0 else 1.0)
-        self.passes += 1
+        better = measured[0].to(self.errors) < self.errors[0]
+        self.errors.copy_(torch.where(better, measured.to(self.errors), self.errors))
         student, teacher, difference = self.errors
         ahead = (student - teacher) / difference.clamp_min(torch.finfo(difference.dtype).tiny)
         self.weights.copy_((1 + ahead / FADE).clamp(0, 1))

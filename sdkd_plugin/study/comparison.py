@@ -61,7 +61,10 @@ def study(
     All arms take the same optimisation steps (AdamW, cosine) and have the same number of
     validations; the weights with the least validation error are scored. A seed sets the student's
     first weights, the order of the batches and, if labels are drawn, which samples have them. The
-    teachers forecast the training inputs once. On a CPU the rows do not depend on ``jobs``.
+    teachers forecast the training inputs once. Where the same student alone is among the arms, with
+    the same labels, it is trained first, and in bands where a teacher's validation error is above
+    its own the teacher loses weight; see `TeacherTrust`. On a CPU the rows do not depend on
+    ``jobs``.
 
     Args:
         task: the problem.
@@ -120,8 +123,7 @@ def study(
         teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
         trainings = []
         for arm in arms:
-            if arm.labels and not task.labelled(arm.labels, 0).any():
-                n = len(task.train)
+            if arm.labels and round(arm.labels * (n := len(task.train))) == 0:
                 raise ValueError(f"`labels` is {arm.labels} for {arm.name!r}: none of {n} samples.")
             if (make := arm.model or student) is None:
                 raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
@@ -132,8 +134,10 @@ def study(
                     f"for {arm.name!r}: give them, or the arm kd_weight=0."
                 )
             trainings.append(Training(there, arm, make, used, recipe, device, place))
+        trainings = [_with_reference(each, trainings) for each in trainings]
         rows = _fixed_rows(there, teachers, device)
-        jobs_of = ((i, seed) for seed in seeds for i in range(len(arms)))
+        alone_first = sorted(range(len(arms)), key=lambda i: trainings[i].reference is not None)
+        jobs_of = ((i, seed) for seed in seeds for i in alone_first)
         missing = []
         for i, seed in jobs_of:
             if trainings[i].path(seed).exists():
@@ -157,7 +161,7 @@ def study(
     finally:
         torch.set_num_threads(threads)
     table = pd.DataFrame([{"task": task.name, "source": task.source, **row} for row in rows])
-    return Result(task, table, trainings, teachers)
+    return Result(task, table, trainings, teachers, seeds)
 
 
 def _numbered(seeds: int | Sequence[int]) -> list[int]:
@@ -198,6 +202,19 @@ def _frozen(task: Task, given: Mapping[str, nn.Module], arms: Iterable[Arm]) -> 
     return DistillationLoss(list(given.values()), task.transform, latents=list(pairs.values()))
 
 
+def _with_reference(training: Training, others: Sequence[Training]) -> Training:
+    """A distilled arm's training, and that of its student alone if the study has it."""
+    arm = training.arm
+    if arm.alone or arm.options.get("trust") is False:
+        return training
+    alone = (
+        each
+        for each in others
+        if each.arm.alone and each.arm.labels == arm.labels and each.make is training.make
+    )
+    return replace(training, reference=next(alone, None))
+
+
 def _fixed_rows(
     task: Task, teachers: Mapping[str, nn.Module], device: torch.device
 ) -> list[dict[str, Any]]:
@@ -235,6 +252,7 @@ def _trained(
             trainings[i].run(seed)
             yield
         return
+    taught = [job for job in todo if trainings[job[0]].reference is not None]
     try:
         # As bytes: tensors between processes go through shared memory, which containers limit.
         pickled = pickle.dumps(trainings)
@@ -247,9 +265,10 @@ def _trained(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
         try:
-            for done in as_completed([pool.submit(_run, pickled, *job) for job in todo]):
-                done.result()
-                yield
+            for wave in ([job for job in todo if job not in taught], taught):
+                for done in as_completed([pool.submit(_run, pickled, *job) for job in wave]):
+                    done.result()
+                    yield
         finally:
             pool.shutdown(cancel_futures=True)
 

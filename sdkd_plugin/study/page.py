@@ -49,8 +49,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     ),
     "sensors": (
         "Errors on the map",
-        "Mean absolute error at each sensor over the test samples, by the models of the first "
-        "seed.",
+        "Mean absolute error at each sensor over the test samples, by the first seed's models.",
     ),
     "series": (
         "Forecasts over time",

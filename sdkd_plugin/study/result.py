@@ -31,12 +31,14 @@ class Result:
             units, the validation error, steps, costs and the machine.
         trainings: one an arm, in the order of the table.
         teachers: frozen, by name.
+        seeds: of every arm.
     """
 
     task: Task
     rows: pd.DataFrame
     trainings: Sequence[Training]
     teachers: Mapping[str, nn.Module]
+    seeds: Sequence[int]
 
     def __post_init__(self) -> None:
         taken = self.rows[["steps", "candidates"]].dropna().drop_duplicates().to_numpy().tolist()
@@ -48,11 +50,6 @@ class Result:
     def arms(self) -> list[Arm]:
         """In the order of the table."""
         return [training.arm for training in self.trainings]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Of the trained models, in their order."""
-        return self.rows.dropna(subset=["steps"]).seed.unique().tolist()
 
     def change(self, of: str, against: str, *, setting: str | None = None) -> Change:
         """How much lower or higher the task's measure is for one arm than for another.

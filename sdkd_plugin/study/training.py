@@ -52,7 +52,10 @@ def made(make: Make, seed: int = 0) -> nn.Module:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """How the models of an arm are trained, for any seed; shared inputs are on the device."""
+    """How the models of an arm are trained, for any seed; shared inputs are on the device.
+
+    ``reference`` is the training of the same student alone, which teachers are judged by.
+    """
 
     task: Task
     arm: Arm
@@ -63,11 +66,14 @@ class Training:
     folder: Path
     outputs: Sequence[TeacherOutput] = ()
     of_validation: Sequence[TeacherOutput] = ()
+    reference: "Training | None" = None
 
     @cached_property
     def protocol(self) -> str:
         """A hash of all that scores depend on but the seed."""
         own = [self.arm.labels, self.arm.options, made(self.make), *self.teachers]
+        if self.reference is not None:
+            own.append(self.reference.protocol)
         return fingerprint([self.task.identity, self.recipe, self.device, *own])
 
     def path(self, seed: int) -> Path:
@@ -134,6 +140,9 @@ class Training:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
         order = _batches(rows, recipe.batch_size, seed)
         complete = task.train.mask is None and bool(labelled[rows].all())
+        if isinstance(trained, SDKDDistiller) and self.reference is not None:
+            alone = self.reference.model(seed).to(self.device)
+            self._judge(trained.loss, task.forecast(alone, truth, self.device))
         marks = [i * recipe.steps // recipe.validations for i in range(1, recipe.validations + 1)]
         least, best, taken, candidates = math.inf, model.state_dict(), 0, 0
         history = defaultdict[str, list[float]](list)
