@@ -77,7 +77,7 @@ class TeacherTrust(FullPrecision):
 
     For most of its training a student is worse than a teacher that it will overtake, and follows
     it to its own harm (``benchmarks/weak_teacher.py``). So the first pass is best made with a
-    student that was trained alone, as a `study` does where it has one.
+    student that was trained alone, as a study does where it has one.
 
     Example:
         >>> trust = TeacherTrust(2)
