@@ -56,11 +56,8 @@ class FitNetsLoss(AbstractFeatureLoss):
 
     Projector and batch norm are the paper's regressor. A batch norm scales a channel by the same
     number for all samples; a layer norm would remove how strong a sample's latent is. The division
-    by the teacher's mean square is our own.
-
-    Args:
-        channels: of the teacher's latent.
-        channel_axis: counted from the end.
+    by the teacher's mean square is our own. ``channels`` are the teacher's, along ``channel_axis``
+    counted from the end.
 
     Raises:
         ValueError: in forward, if the shapes differ or a training batch has one value a channel.
