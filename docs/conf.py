@@ -28,7 +28,7 @@ napoleon_use_ivar = True
 
 # `-n` refuses a name that is not in the reference. These are in no page of ours:
 _INTERNAL = """
-    AbstractParts aekd_weights cache_key check_batch EvolutionBlock LatentEvolution model_arguments
+    AbstractParts cache_key check_batch EvolutionBlock LatentEvolution model_arguments
     Propagation models.registry sdkd_plugin.adapters sdkd_plugin.spectral.chebyshev
     sdkd_plugin.spectral.cosine sdkd_plugin.study.page
 """

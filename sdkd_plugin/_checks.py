@@ -78,6 +78,15 @@ def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> N
         raise ValueError(f"`{argument}` is {shown(got)}, expected a finite number {bound}.")
 
 
+def check_within(argument: str, got: object, interval: str) -> None:
+    """Refuse what is no number in an interval, such as ``(0, 1]``."""
+    low, high = map(float, interval[1:-1].split(", "))
+    number = float(got) if isinstance(got, Real) and not isinstance(got, bool) else math.nan
+    above = number > low or (interval[0] == "[" and number == low)
+    if not (above and (number < high or (interval[-1] == "]" and number == high))):
+        raise ValueError(f"`{argument}` is {shown(got)}, expected a number in {interval}.")
+
+
 def warn_caller(message: str) -> None:
     """A warning at the caller's line: the first outside this package, torch and type checks."""
     files = (__file__, str(torch.__file__), str(jaxtyping.__file__))
@@ -126,6 +135,14 @@ def check_mask(mask: Tensor, labels: Tensor) -> None:
             f"`mask` has shape {tuple(mask.shape)}, expected {tuple(labels.shape)} as the labels, "
             "or 1 along an axis where it is the same."
         )
+
+
+def check_labels(y: Tensor, mask: Tensor | None, argument: str = "y") -> None:
+    """Refuse a mask that does not fit the labels, and observed labels that are NaN or Inf."""
+    if mask is not None:
+        check_mask(mask, y)
+        y = y[mask.expand_as(y)]
+    check_finite(argument, y)
 
 
 def check_batch(

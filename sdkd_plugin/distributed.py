@@ -18,7 +18,8 @@ class DistributedSync:
     """Keeps the projectors and measured weights of a loss the same on all processes.
 
     Projectors start with the first process's weights, and their gradients are averaged, as
-    DistributedDataParallel does for the student. The loss has the same parts on all processes.
+    DistributedDataParallel does for the student. The loss must have the same parts on all
+    processes.
     """
 
     def __init__(self, loss: nn.Module) -> None:

@@ -63,10 +63,10 @@ def measure_teachers(
     with evaluated(student), torch.no_grad():
         for batch in batches:
             x, y, mask = batch["x"], batch["y"], batch.get("mask")
-            inputs = {k: v for k, v in batch.items() if k not in ("x", "y", "mask")}
+            inputs = {k: v for k, v in batch.items() if k not in ("x", "y", "mask", "index")}
             forecast = call_model(student, x, accepted_inputs(named, inputs)).forecast
             known = {name: baseline(x) for name, baseline in baselines.items()}
-            outputs = loss.outputs(inputs.pop("index", None), x, inputs)
+            outputs = loss.outputs(batch.get("index"), x, inputs)
             judge(loss, trust, forecast, outputs, y, mask, known)
     return trust.update()
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sdkd_plugin._checks import (
     check_choice,
     check_finite,
-    check_positive,
     check_positive_int,
     check_shape,
     check_type,
+    check_within,
     checked_generator,
     shown,
 )
@@ -46,7 +46,7 @@ class OnPolicy:
         model: the student, of one step.
         max_steps: the longest roll-out.
         states: training inputs, whose largest sizes the bound is for; each batch's own by default.
-        bound: above 1.
+        bound: above 1, for true states are inside.
         generator: of the random numbers, on the CPU; torch's global one by default.
 
     Attributes:
@@ -54,7 +54,7 @@ class OnPolicy:
         diverged: those of them that were stopped at the bound, a tensor.
 
     Raises:
-        ValueError: if ``max_steps`` is not a positive integer, or the bound not above 1.
+        ValueError: if ``max_steps`` is not a positive integer, or the bound is not above 1.
 
     Example:
         >>> double = nn.Conv1d(1, 1, 1, bias=False)
@@ -77,9 +77,7 @@ class OnPolicy:
         generator: torch.Generator | None = None,
     ) -> None:
         check_positive_int("max_steps", max_steps)
-        check_positive("bound", bound)
-        if bound <= 1:
-            raise ValueError(f"`bound` is {bound}, expected more than 1: true states are inside.")
+        check_within("bound", bound, "(1, inf)")
         check_type("model", model, nn.Module, "whose forecasts are its next inputs")
         if states is not None and (states.ndim < 2 or not states.numel()):
             raise ValueError(f"`states` is {shown(states)}, expected a batch of samples.")

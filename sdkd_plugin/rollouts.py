@@ -4,8 +4,7 @@ Frames lie along axis 1, as channels of a grid or as time steps of a graph. An i
 frames: a forecast is appended to it and as many of the oldest frames are dropped.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,16 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_positive_int
-
-
-def forecasts_of(
-    model: Callable[..., Tensor], x: Tensor, *, through_time: bool = True, **inputs: Any
-) -> Iterator[Tensor]:
-    """A model's forecasts for ever, each made from the one before; see `rollout`."""
-    while True:
-        forecast = model(x, **inputs)
-        yield forecast
-        x = advanced(x, forecast if through_time else forecast.detach())
 
 
 def advanced(x: Tensor, forecast: Tensor) -> Tensor:
@@ -61,9 +50,12 @@ def rollout(
                  [8.]]])
     """
     check_positive_int("steps", steps)
-    return torch.stack(
-        [*islice(forecasts_of(model, x, through_time=through_time, **inputs), steps)], 1
-    )
+    forecasts = [model(x, **inputs)]
+    while len(forecasts) < steps:
+        last = forecasts[-1] if through_time else forecasts[-1].detach()
+        x = advanced(x, last)
+        forecasts.append(model(x, **inputs))
+    return torch.stack(forecasts, 1)
 
 
 class Unrolled(nn.Module):

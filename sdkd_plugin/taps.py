@@ -16,10 +16,6 @@ def tap_path(model: nn.Module, name: str) -> str:
     """The module path of a tap: a name from the model's own ``taps``, or any module's path.
 
     Taps of a model in `DistributedDataParallel` are named as without it.
-
-    Example:
-        >>> tap_path(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "1")
-        '1'
     """
     inner, prefix = model, ""
     if isinstance(model, DistributedDataParallel):

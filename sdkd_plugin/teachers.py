@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin._checks import check_finite, check_shape, shown, warn_caller
+from sdkd_plugin.rollouts import Unrolled
 from sdkd_plugin.spectral import AbstractTransform, Bands, GridTransform, ProductTransform
 from sdkd_plugin.spectral.crop import complete_frequencies
 from sdkd_plugin.spectral.transform import working_dtype
@@ -191,18 +192,9 @@ class StoredOutputs(ABC):
 
 
 def named_inputs(model: nn.Module) -> InputNames:
-    """The inputs that a model accepts.
-
-    Wrappers of torch (DataParallel, DistributedDataParallel, ``torch.compile``) are looked through.
-
-    Example:
-        >>> named_inputs(nn.Bilinear(2, 2, 1))
-        InputNames(names=frozenset({'input2'}), any_name=False)
-    """
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or hasattr(
-        model, "_orig_mod"
-    ):
-        model = cast(nn.Module, getattr(model, "_orig_mod", None) or model.module)
+    """The inputs that a model accepts, also one that is unrolled, compiled or wrapped by torch."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
     forward: Any = model.function if isinstance(model, FunctionTeacher) else model.forward
     schema = getattr(forward, "schema", None)
     if schema is not None:  # scripted or traced: x comes first, or self and x
@@ -212,23 +204,20 @@ def named_inputs(model: nn.Module) -> InputNames:
         given = list(inspect.signature(forward).parameters.values())[1:]
     except ValueError:  # a function of C has no signature
         given = []
-    names, any_name = set(), False
-    for p in given:
-        if p.kind is p.VAR_KEYWORD:
-            any_name = True
-        elif p.kind is not p.VAR_POSITIONAL:
-            names.add(p.name)
-    return InputNames(frozenset(names), any_name)
+    names = frozenset(p.name for p in given if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    return InputNames(names, any(p.kind is p.VAR_KEYWORD for p in given))
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        return cast(nn.Module, model.module)
+    return model.model if isinstance(model, Unrolled) else getattr(model, "_orig_mod", None)
 
 
 def accepted_inputs(model: nn.Module | InputNames, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the inputs that a model's forward accepts, by name or in its ``**kwargs``.
 
     In a training step give what `named_inputs` found once.
-
-    Example:
-        >>> accepted_inputs(nn.Bilinear(2, 2, 1), {"input2": 1, "edge_index": 2})
-        {'input2': 1}
     """
     names, any_name = model if isinstance(model, InputNames) else named_inputs(model)
     return {name: value for name, value in inputs.items() if any_name or name in names}

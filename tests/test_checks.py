@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdkd_plugin._checks import check_choice, check_positive, check_positive_int
+from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_within
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -24,6 +24,24 @@ def test_others_are_refused_without_printing_them(value):
 def test_a_number_must_be_positive_and_finite(value):
     with pytest.raises(ValueError, match=r"^`n` is .{1,40}, expected a finite number above 0\.$"):
         check_positive("n", value)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ("(0, 1]", [1e-9, 1], [0, 1.1]),
+        ("[0, 1)", [0, np.float32(0.5)], [-1e-9, 1]),
+        ("(1, inf)", [1.1, 1e300], [1, np.inf]),
+        ("[1e-6, 1e3]", [1e-6, 1e3], [0, 1001]),
+    ],
+)
+def test_an_interval_has_open_and_closed_ends(interval, inside, outside):
+    for value in inside:
+        check_within("n", value, interval)
+    for value in [*outside, np.nan, True, "1", None, torch.ones(10**6)]:
+        with pytest.raises(ValueError, match=r"^`n` is .{1,40}, expected a number in ") as refused:
+            check_within("n", value, interval)
+        assert str(refused.value).endswith(f"{interval}.")
 
 
 @pytest.mark.parametrize("value", ["x" * 10**5, torch.ones(10**6), ["fixed"], None])

@@ -55,7 +55,7 @@ def test_from_data_to_pictures(example, monkeypatch, capsys):
         (["--seeds", "0"], "--seeds is 0, expected at least 1"),
         (["--data", "none.npy"], "none.npy is no file; expected trajectories"),
         (["--data", "u.npy"], "u.npy has shape (30, 20, 8, 8), expected"),
-        (["--out", "u.npy/run"], "--out u.npy/run is below"),
+        (["--out", "u.npy/run"], "--out u.npy/run cannot be a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, example, monkeypatch, capsys):

@@ -203,8 +203,8 @@ class Contract(ModelContract):
         [
             ({"exog_size": -1}, "`exog_size` is -1, expected an integer of at least 0"),
             ({"output_size": 0}, "`output_size` is 0, expected an integer of at least 1"),
-            ({"dropout": "a lot"}, "`dropout` is 'a lot', expected a probability"),
-            ({"dropout": 1.0}, r"`dropout` is 1.0, expected a probability in \[0, 1\)"),
+            ({"dropout": "a lot"}, "`dropout` is 'a lot', expected a number"),
+            ({"dropout": 1.0}, r"`dropout` is 1.0, expected a number in \[0, 1\)"),
             ({"emb_dropout": -0.1}, "`emb_dropout` is -0.1"),
             ({"output_size": 2}, "`output_size` is 2 and `input_size` is 1.*`residual=False`"),
         ],

@@ -158,17 +158,15 @@ class TestBoundary(FeatureLossContract):
     def met(self):
         return 1.5 * fields()[1].sign(), fields()[1]
 
-    @pytest.mark.parametrize("margin", [1.0, 0.3])
-    def test_equals_a_loop_over_elements(self, margin):
+    def test_equals_a_loop_over_elements(self, loss):
         student, teacher = fields()
         total = 0.0
         for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
-            if t <= 0 and s > -margin:
-                total += (s + margin) ** 2
-            elif t > 0 and s <= margin:
-                total += (s - margin) ** 2
-        value = BoundaryLoss(margin)(student, teacher)
-        assert float(value) == pytest.approx(total / student.numel(), abs=1e-10)
+            if t <= 0 and s > -1:
+                total += (s + 1) ** 2
+            elif t > 0 and s <= 1:
+                total += (s - 1) ** 2
+        assert float(loss(student, teacher)) == pytest.approx(total / student.numel(), abs=1e-10)
 
 
 @pytest.mark.parametrize(("channels", "axis"), [((4, 7), -3), ((7, 4), -1), ((5, 5), -2)])

@@ -138,7 +138,7 @@ def test_teachers_are_no_parameters_state_or_children():
     assert not theirs & {id(p) for p in loss.parameters()}
     assert loss.teachers[0] not in set(loss.modules())
     names = {".".join(name.split(".")[:3]) for name in loss.state_dict()}
-    measured = {f"trust.{name}" for name in ("errors", "passes", "weights")}
+    measured = {f"trust.{name}" for name in ("errors", "weights")}
     measured.add("frequency.weighting.averages")
     assert names == measured | {f"latent_losses.by_pair.{i}" for i in "01"}
     assert {id(p) for p in loss.parameters()} == {id(p) for p in loss.latent_losses.parameters()}

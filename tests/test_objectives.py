@@ -211,7 +211,7 @@ def test_bands_begin_where_the_teachers_error_crosses_thresholds():
 
 FLAT = GridTransform((8,)).spectrum(torch.randn(1, 1, 8))
 test_refusals = refusals(
-    (lambda: AMSE(1.5), r"`weight` is 1.5, expected at most 1"),
+    (lambda: AMSE(1.5), r"`weight` is 1.5, expected a number in \[0, 1\]"),
     (lambda: AMSE(1.0, "teacher"), r"`amplitude` is 'teacher', expected one of"),
     (lambda: make_loss(amse=0.5), r"`amse` is of type float, expected AMSE"),
     (

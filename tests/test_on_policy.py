@@ -237,7 +237,7 @@ def test_stored_answers_are_refused(tmp_path: Path):
 
 test_refusals = refusals(
     (lambda: OnPolicy(conv(0), 0), "`max_steps` is 0"),
-    (lambda: OnPolicy(conv(0), bound=1.0), r"`bound` is 1.0, expected more than 1"),
+    (lambda: OnPolicy(conv(0), bound=1.0), r"`bound` is 1.0, expected a number in \(1, inf\)"),
     (
         lambda: TrainerLoss(DistillationLoss(conv(2), LINE), conv(0), augmentation="noise")(
             random(3, 2, 8), x=random(3, 2, 8), y=random(3, 2, 8), teacher=random(3, 2, 8)

@@ -293,6 +293,9 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
         ({"teacher": ()}, "`teacher` has 0 teachers, expected at least 1 for 'plain-MSE"),
         ({"arms": [Arm("a", teachers=2)]}, "has 1 teachers, expected 2 for 'a'"),
         ({"student": None}, "`student` is None, but 'student alone' has no model of its own"),
+        ({"arms": [Arm("a"), Arm("a", kd_weight=2.0)]}, "'a' for all labels, which is taken"),
+        ({"arms": [Arm("teacher")]}, "`arms` has 'teacher' for all labels, which is taken"),
+        ({"arms": [Arm("a", labels=0.01, kd_weight=0)]}, "is 0.01 for 'a': none of 12 samples"),
         ({"jobs": 2, "student": lambda: make_student()}, "no lambdas, or jobs=1"),
     ],
 )
@@ -309,6 +312,8 @@ def test_bad_tasks_arms_and_trainings(task, as_shipped):
         dataclasses.replace(task, test=bad)
     with pytest.raises(ValueError, match=r"`labels` is 0 for 'a', expected a share in \(0, 1\]"):
         Arm("a", labels=0, kd_weight=0)
+    with pytest.raises(ValueError, match="`teachers` is 0, expected an integer of at least 1"):
+        Arm("a", teachers=0)
     broken = make_net()
     nn.init.constant_(next(broken.parameters()), torch.nan)
     with pytest.raises(ValueError, match=r"forecast of teacher` has .* NaN"):

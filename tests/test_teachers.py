@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdkd_plugin import DistillationLoss, GridTransform, TeacherOutput, precompute
+from sdkd_plugin.rollouts import Unrolled
 from sdkd_plugin.teachers import FunctionTeacher, accepted_inputs, named_inputs
 
 # What torch warns of while it scripts, traces and copies.
@@ -129,6 +130,7 @@ class Graph(nn.Module):
     [
         (Graph(), ({"edge_index", "edge_weight"}, False)),
         (nn.DataParallel(compiled(Graph())), ({"edge_index", "edge_weight"}, False)),
+        (Unrolled(Graph(), 2), ({"edge_index", "edge_weight"}, False)),
         (torch.jit.script(nn.Bilinear(2, 2, 1)), ({"input2"}, False)),
         (FunctionTeacher(add), ({"edge_weight"}, False)),
         (FunctionTeacher(lambda x, edge_index=None: x), ({"edge_index"}, False)),

@@ -86,8 +86,10 @@ def test_it_warns_once_and_the_report_reads_as_a_table():
     y, a, b, _ = fields(8)
     loss = DistillationLoss(Known(y + 2 * a), GRID, BANDS)
     batch = {"x": y, "y": y}
-    with pytest.warns(UserWarning, match=r"not the better one(.|\n)*weight of the teacher"):
+    message = r"not the better one(.|\n)*weight of the teacher"
+    with pytest.warns(UserWarning, match=message) as caught:
         report = measure_teachers(loss, Known(y + b), [batch], {"zero": torch.zeros_like})
+    assert [each.filename for each in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measure_teachers(loss, Known(y + b), [batch])
@@ -98,6 +100,29 @@ def test_it_warns_once_and_the_report_reads_as_a_table():
         "weight",
     ]
     assert report.scalars()["zero_mse"] == pytest.approx(float(y.square().mean()), rel=1e-5)
+
+
+def test_the_numbers_of_samples_are_for_stored_outputs_alone():
+    y, a, _, _ = fields()
+
+    class Student(Known):
+        def forward(self, x: torch.Tensor, **inputs: object) -> torch.Tensor:
+            assert not inputs
+            return self.forecast
+
+    loss = DistillationLoss(Known(y + a), GRID, BANDS)
+    measure_teachers(loss, Student(y + 2 * a), [{"x": y, "y": y, "index": torch.arange(len(y))}])
+
+
+def test_one_of_several_teachers_may_be_better_than_their_mean():
+    y, a, b, c = fields()
+    loss = DistillationLoss([Known(y + 0.1 * a), Known(y + 0.5 * b)], GRID, BANDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = measure_teachers(loss, Known(y + c), [{"x": y, "y": y}])
+    assert not report.worse
+    errors = {name: float(each.sum()) for name, each in report.errors.items()}
+    assert errors["teacher 0 (Known)"] < errors["teacher"] < errors["student"]
 
 
 def test_the_loss_and_its_gradient_have_the_measured_weights():

@@ -53,7 +53,7 @@ def test_the_teacher_is_not_trained_saved_or_counted():
     assert same(before, wise)
     assert same(before, made.distillation.teachers[0])
     kept = {name for name in made.state_dict() if not name.startswith("model.")}
-    assert kept == {f"distillation.trust.{name}" for name in ("errors", "passes", "weights")}
+    assert kept == {f"distillation.trust.{name}" for name in ("errors", "weights")}
     assert {id(p) for p in made.parameters()} == {id(p) for p in learner.parameters()}
     assert "loss" not in made.hparams
     assert {"train_task", "train_kd_band_0", "train_kd_band_1", "val_mae"} <= logged

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_choice, check_positive
+from sdkd_plugin._checks import check_choice, check_within
 from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
+from sdkd_plugin.spectral.transform import working_dtype
 
 AmplitudeSource = Literal["target", "labels"]
 
@@ -48,9 +49,7 @@ class AMSE:
     amplitude: AmplitudeSource = "target"
 
     def __post_init__(self) -> None:
-        check_positive("weight", self.weight, allow_zero=True)
-        if self.weight > 1:
-            raise ValueError(f"`weight` is {self.weight}, expected at most 1, which is the AMSE.")
+        check_within("weight", self.weight, "[0, 1]")
         check_choice("amplitude", self.amplitude, get_args(AmplitudeSource))
 
     @property
@@ -68,9 +67,7 @@ class AMSE:
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch n_bands"]:
         """``weight * (AMSE - MSE)`` of each sample in each band, means per element."""
-        dtype = torch.promote_types(
-            forecast.dtype, torch.promote_types(target.dtype, torch.float32)
-        )
+        dtype = torch.promote_types(working_dtype(forecast), target.dtype)
         forecast, target = forecast.to(dtype), target.to(dtype)
         mine, theirs, difference = (
             transform.band_energy(x, bands) for x in (forecast, target, forecast - target)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_positive_int
+from sdkd_plugin._checks import check_choice, check_positive_int, check_within
 from sdkd_plugin._explained import explained
 
 WeightingName = Literal["fixed", "relative", "adaptive", "confidence"]
@@ -120,7 +120,7 @@ class RelativeWeighting(AbstractWeighting):
 
     def __init__(self, floor: float = 0.05) -> None:
         super().__init__()
-        _check(floor=floor)
+        check_within("floor", floor, "(0, 1]")
         self.floor = floor
 
     def forward(self, evidence: BandEvidence) -> Float[Tensor, " n_bands"]:
@@ -175,7 +175,7 @@ class AdaptiveWeighting(AbstractWeighting):
     Args:
         n_bands: of the partition.
         decay: of the averages in a step, in [0, 1); they reach back about 1 / (1 - decay) steps.
-        max_weight: above 1; no weight is above it or below its inverse.
+        max_weight: above 1, at most 1e9; no weight is above it or below its inverse.
         floor: the least energy of a band, as a share of the largest, in (0, 1].
 
     Raises:
@@ -194,7 +194,9 @@ class AdaptiveWeighting(AbstractWeighting):
         self, n_bands: int, *, decay: float = 0.99, max_weight: float = 4.0, floor: float = 0.05
     ) -> None:
         super().__init__()
-        _check(max_weight=max_weight, floor=floor, decay=decay)
+        check_within("decay", decay, "[0, 1)")
+        check_within("max_weight", max_weight, "(1, 1e9]")
+        check_within("floor", floor, "(0, 1]")
         self.n_bands = n_bands
         self.decay = decay
         self.max_weight = max_weight
@@ -251,7 +253,8 @@ class ConfidenceWeighting(AbstractWeighting):
 
     def __init__(self, n_bands: int, *, decay: float | None = 0.99) -> None:
         super().__init__()
-        _check(decay=decay or 0.0)
+        if decay is not None:
+            check_within("decay", decay, "[0, 1)")
         self.n_bands = n_bands
         self.decay = decay
         self.needs_teacher_energy = self.needs_teacher_error = decay is not None
@@ -271,20 +274,10 @@ class ConfidenceWeighting(AbstractWeighting):
 def make_weighting(
     weighting: WeightingName | AbstractWeighting | Sequence[float], n_bands: int
 ) -> AbstractWeighting:
-    """The weighting of a name, with its defaults.
-
-    Args:
-        weighting: a name, numbers from the lowest band to the highest (a `FixedWeighting`), or a
-            weighting, which is returned as it is. ``fixed`` has weight 1 for the lowest band and 2
-            for the others: the paper's form with an alpha of 1/2, our own choice.
-        n_bands: of the partition.
+    """The weighting of a name, as `DistillationLoss` names them, or of numbers; others as given.
 
     Raises:
         ValueError: if the name is unknown, or the weighting does not fit the bands.
-
-    Example:
-        >>> make_weighting("fixed", 3).weights.tolist()
-        [1.0, 2.0, 2.0]
     """
     made: AbstractWeighting
     if isinstance(weighting, AbstractWeighting):
@@ -313,14 +306,3 @@ def _energy(evidence: BandEvidence) -> Tensor:
     if evidence.teacher_energy is None:
         raise ValueError("`evidence.teacher_energy` is None, but this weighting needs it.")
     return evidence.teacher_energy
-
-
-def _check(*, max_weight: float = 2.0, floor: float = 1.0, decay: float = 0.0) -> None:
-    if not 1 < max_weight <= 1e9:
-        raise ValueError(
-            f"`max_weight` is {max_weight}, expected a finite number above 1, at most 1e9."
-        )
-    if not 0 < floor <= 1:
-        raise ValueError(f"`floor` is {floor}, expected a share in (0, 1].")
-    if not 0 <= decay < 1:
-        raise ValueError(f"`decay` is {decay}, expected a number in [0, 1).")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_positive, check_shape, checked_generator, shown
+from sdkd_plugin._checks import check_positive, check_shape, check_within, checked_generator
 from sdkd_plugin._explained import explained
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
@@ -24,11 +24,11 @@ class DerivativeMatching:
 
     Args:
         weight: beside the other terms; an error of a derivative has the units of a gain.
-        size: h, in units of the standard deviation of ``x`` over the batch.
+        size: h, from 1e-6 to 1e3, in units of the standard deviation of ``x`` over the batch.
         generator: of the random numbers, on the CPU; torch's global one by default.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is out of its range.
 
     Source: Czarnecki et al. 2017, Sobolev training, arXiv 1706.04859; as finite differences and
     with directions by band, our own.
@@ -40,9 +40,7 @@ class DerivativeMatching:
 
     def __post_init__(self) -> None:
         check_positive("weight", self.weight)
-        check_positive("size", self.size)
-        if not 1e-6 <= self.size <= 1e3:
-            raise ValueError(f"`size` is {shown(self.size)}, expected from 1e-6 to 1e3.")
+        check_within("size", self.size, "[1e-6, 1e3]")
         checked_generator(self.generator)
 
     def __call__(
@@ -57,14 +55,8 @@ class DerivativeMatching:
     ) -> Float[Tensor, ""]:
         """The loss of a batch.
 
-        Args:
-            student: of one argument.
-            teacher: likewise; it runs without gradient.
-            x: inputs, on the domain.
-            forecast: the student's for ``x``.
-            target: the teacher's, of the same shape.
-            transform: the domain.
-            bands: the partition of its frequencies.
+        ``forecast`` and ``target`` are those of student and teacher for ``x``, of one shape; ``x``
+        lies on the domain. The teacher runs without gradient.
         """
         check_shape("target", target.shape, forecast.shape, "the student's forecast")
         h = self.size * x.std(correction=0).clamp_min(torch.finfo(x.dtype).eps)

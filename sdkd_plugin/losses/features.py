@@ -56,11 +56,8 @@ class FitNetsLoss(AbstractFeatureLoss):
 
     Projector and batch norm are the paper's regressor. A batch norm scales a channel by the same
     number for all samples; a layer norm would remove how strong a sample's latent is. The division
-    by the teacher's mean square is our own.
-
-    Args:
-        channels: of the teacher's latent.
-        channel_axis: counted from the end.
+    by the teacher's mean square is our own. ``channels`` are the teacher's, along ``channel_axis``
+    counted from the end.
 
     Raises:
         ValueError: in forward, if the shapes differ or a training batch has one value a channel.
@@ -93,19 +90,11 @@ class AttentionLoss(AbstractFeatureLoss):
 
     Formula: ``mean_b sum_x (q_s / ||q_s|| - q_t / ||q_t||)_x^2`` in [0, 2], with the channel mean
     ``q_x = mean_c feature_{c, x}^2`` at each place x. The sum over places keeps the paper's meaning
-    at every resolution; the authors' code averages over places. Channels may differ in number.
-
-    Args:
-        channel_axis: of both latents, counted from the end.
+    at every resolution; the authors' code averages over places. Channels, along ``channel_axis``
+    counted from the end, may differ in number.
 
     Raises:
         ValueError: in forward, if the shapes differ in more than their channels.
-
-    Example:
-        >>> student = torch.tensor([[[1.0, 0.0]]])
-        >>> teacher = torch.tensor([[[0.0, 5.0], [0.0, 1.0]]])
-        >>> AttentionLoss(channel_axis=-2)(student, teacher)
-        tensor(2.)
 
     Source: Zagoruyko & Komodakis, Paying More Attention to Attention, ICLR 2017, eq. 2; squared,
     and so smooth where the maps agree, as in the authors' code.
@@ -134,35 +123,24 @@ class BoundaryLoss(AbstractFeatureLoss):
 
     Formula: the mean over all elements of
 
-        (s + margin)^2  where t <= 0 and s > -margin
-        (s - margin)^2  where t > 0 and s <= margin
-        0               elsewhere.
+        (s + 1)^2  where t <= 0 and s > -1
+        (s - 1)^2  where t > 0 and s <= 1
+        0          elsewhere.
 
     Only the sign of the teacher's activation matters: tap it before its nonlinearity.
 
-    Args:
-        margin: distance from 0 beyond which the loss is 0.
-
     Raises:
         ValueError: in forward, if the shapes differ.
-
-    Example:
-        >>> BoundaryLoss()(torch.tensor([[0.5, 0.5, 2.0]]), torch.tensor([[3.0, -3.0, 0.1]]))
-        tensor(0.8333)
 
     Source: Heo et al., Knowledge Transfer via Distillation of Activation Boundaries, AAAI 2019,
     eq. 5.
     """
 
-    def __init__(self, margin: float = 1.0) -> None:
-        super().__init__()
-        self.margin = margin
-
     def forward(self, student: Latent, teacher: Latent) -> Float[Tensor, ""]:
         """The loss of a batch."""
         check_shape("student", student.shape, teacher.shape, "the teacher's shape")
         student = _at_least_float32(student)
-        distance = torch.where(teacher > 0, self.margin - student, self.margin + student)
+        distance = torch.where(teacher > 0, 1 - student, 1 + student)
         return distance.relu().square().mean()
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_finite, check_mask, check_shape, check_type
+from sdkd_plugin._checks import check_finite, check_labels, check_shape, check_type
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.amplitude import AMSE
 from sdkd_plugin.losses.band_weights import (
@@ -23,6 +23,7 @@ from sdkd_plugin.losses.band_weights import (
     make_weighting,
 )
 from sdkd_plugin.spectral import AbstractTransform, Bands
+from sdkd_plugin.spectral.transform import working_dtype
 
 
 def band_errors(
@@ -59,7 +60,7 @@ def band_errors(
     if student.shape != teacher.shape:
         check_shape("student", student.shape, teacher.shape, "the teacher's shape")
     # The difference of two half-precision fields has few digits left unless taken in float32.
-    dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
+    dtype = torch.promote_types(working_dtype(student), teacher.dtype)
     energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
     return energy / student[0].numel()
 
@@ -204,9 +205,8 @@ class FrequencyAlignedLoss(nn.Module):
                 weighting measures, are those of all samples.
             trust: factors of the weights, 1 by default.
         """
-        of_samples = band_errors(student, teacher, self.transform, self.bands)
-        errors = of_samples.mean(0)
-        measured = errors.detach()
+        errors = band_errors(student, teacher, self.transform, self.bands)
+        measured = errors.detach().mean(0)
         if weights is None:
             weighting, energy, error = self.weighting, None, None
             if weighting.training or weighting.needs_in_eval:
@@ -220,11 +220,10 @@ class FrequencyAlignedLoss(nn.Module):
             weights = weights * trust.to(weights)
         if self.amse.weight:
             fields = student, teacher, self.transform, self.bands
-            of_samples = of_samples + self.amse.excess(*fields, y, mask)
-            errors = of_samples.mean(0)
+            errors = errors + self.amse.excess(*fields, y, mask)
         if sample_weights is not None:
-            errors = (sample_weights[:, None] * of_samples).mean(0)
-        return FrequencyTerms((errors * weights).sum(), measured, weights)
+            errors = sample_weights[:, None] * errors
+        return FrequencyTerms((errors.mean(0) * weights).sum(), measured, weights)
 
     @torch.no_grad()
     def measure(
@@ -255,13 +254,10 @@ class FrequencyAlignedLoss(nn.Module):
             )
         check_shape("y", y.shape, teacher.shape, "the teacher's forecast")
         check_finite("teacher", teacher)
-        share = 1.0
-        if mask is not None:
-            check_mask(mask, y)
-            share = float(mask.float().mean())
-            if share == 0:
-                raise ValueError("`mask` is False everywhere, expected an observed label.")
-        check_finite("y", y if mask is None else y[mask.expand_as(y)])
+        check_labels(y, mask)
+        share = 1.0 if mask is None else float(mask.float().mean())
+        if share == 0:
+            raise ValueError("`mask` is False everywhere, expected an observed label.")
         error = observed_band_errors(teacher, y, self.transform, self.bands, mask)
         averages, weight = weighting.averages, len(y) * share
         averages.follow(error, self._energy(teacher), weight / (averages.weight + weight), weight)

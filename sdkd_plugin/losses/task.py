@@ -22,12 +22,7 @@ TaskLoss = Callable[[Tensor, Tensor], Tensor]
 def relative_l2(
     forecast: Float[Tensor, "batch ..."], y: Float[Tensor, "batch ..."]
 ) -> Float[Tensor, " batch"]:
-    """``||forecast - y||_2 / (||y||_2 + 1e-8)`` of each sample, as neuraloperator's ``LpLoss``.
-
-    Example:
-        >>> relative_l2(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
-        tensor([1.2500])
-    """
+    """``||forecast - y||_2 / (||y||_2 + 1e-8)`` of each sample, as neuraloperator's ``LpLoss``."""
     norm = partial(torch.linalg.vector_norm, dim=1)
     return norm((forecast - y).flatten(1)) / (norm(y.flatten(1)) + 1e-8)
 
@@ -105,10 +100,6 @@ def sample_errors(
     """Mean squared error of each sample over its observed labels, and which samples have any.
 
     The errors are at least float32, without gradient, and 0 for a sample without labels.
-
-    Example:
-        >>> sample_errors(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[True, False]]))
-        (tensor([1.]), tensor([True]))
     """
     check_shape("y", y.shape, forecast.shape, "the forecast")
     observed = torch.ones_like(y, dtype=torch.bool) if mask is None else mask.expand_as(y)

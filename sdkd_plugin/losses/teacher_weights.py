@@ -21,7 +21,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_shape
+from sdkd_plugin._checks import check_choice, check_shape, check_within
 from sdkd_plugin._explained import explained
 from sdkd_plugin.losses.task import sample_errors
 from sdkd_plugin.spectral.transform import working_dtype
@@ -74,30 +74,11 @@ def aekd_weights(
     *,
     unit_gradients: bool = False,
 ) -> Float[Tensor, " n_teachers"]:
-    """AEKD: the weights of the teachers whose weighted gradient has the least norm.
+    """The weights of `AEKDAggregation` from the inner products of the teachers' gradients.
 
-    Formula: ``argmin_a 1/2 ||sum_m a_m g_m||^2`` with ``sum_m a_m = 1`` and
-    ``0 <= a_m <= max_weight``. Where ``max_weight`` is not reached, a step against
-    ``sum_m a_m g_m`` increases no teacher's loss to first order. Two teachers have weights in
-    [1 - max_weight, max_weight]. Among equally good weights the most even ones are taken.
-
-    Args:
-        gram: inner products of the teachers' gradients g_m, from `gradient_gram`.
-        max_weight: in [1 / n_teachers, 1].
-        unit_gradients: see `AEKDAggregation`.
-
-    Returns:
-        of the dtype of ``gram``, without gradient; NaN if the matrix is not finite. Exact but for
-        a ridge of 1e-10 of the mean squared gradient (or of a few roundings of ``gram``), which
-        makes the solution unique. Nothing waits for the device.
-
-    Example:
-        >>> gram = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
-        >>> aekd_weights(gram, max_weight=1.0), aekd_weights(gram, max_weight=0.6)
-        (tensor([0.8000, 0.2000]), tensor([0.6000, 0.4000]))
-
-    Source: Du et al., Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradient
-    Space, NeurIPS 2020, eq. 6.
+    They are of the dtype of ``gram``, without gradient, and NaN if it is not finite. They are exact
+    but for a ridge of 1e-10 of the mean squared gradient (or of a few roundings of ``gram``), which
+    makes the solution unique. Nothing waits for the device.
     """
     n = len(gram)
     _check_max_weight(max_weight, n)
@@ -148,23 +129,15 @@ def _active_sets(n: int, max_weight: float, device: torch.device) -> tuple[Tenso
 def weighted_target(
     teachers: Float[Tensor, "n_teachers batch ..."], weights: Float[Tensor, "..."]
 ) -> Float[Tensor, "batch ..."]:
-    """The teachers' weighted mean, ``sum_m w_m t_m``, with weights common or of each sample.
-
-    Example:
-        >>> teachers = torch.tensor([[[0.0], [0.0]], [[4.0], [4.0]]])
-        >>> weighted_target(teachers, torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
-        tensor([[2.],
-                [0.]])
-    """
+    """The teachers' weighted mean, ``sum_m w_m t_m``, with weights common or of each sample."""
     n_teachers, batch = teachers.shape[:2]
     if weights.shape not in ((n_teachers,), (batch, n_teachers)):
         raise ValueError(
             f"`weights` has shape {tuple(weights.shape)}, expected {(n_teachers,)} or "
             f"{(batch, n_teachers)}: one a teacher, or one a sample and teacher."
         )
-    per_sample = weights.expand(batch, n_teachers).T
-    per_sample = per_sample.reshape(n_teachers, batch, *[1] * (teachers.ndim - 2))
-    return (teachers * per_sample).sum(0).to(teachers.dtype)
+    weights = weights.movedim(-1, 0).reshape(n_teachers, -1, *[1] * (teachers.ndim - 2))
+    return (teachers * weights).sum(0).to(teachers.dtype)
 
 
 class TeacherEvidence(NamedTuple):
@@ -215,15 +188,29 @@ class MeanAggregation(AbstractAggregation):
 
 @explained
 class AEKDAggregation(AbstractAggregation):
-    """AEKD: the weights whose mean gradient is the shortest, see `aekd_weights`.
+    """AEKD: the weights of the teachers whose weighted gradient has the least norm.
+
+    Formula: ``argmin_a 1/2 ||sum_m a_m g_m||^2`` with ``sum_m a_m = 1`` and
+    ``0 <= a_m <= max_weight``, g_m the gradient of teacher m's loss in the student's forecast.
+    Where ``max_weight`` is not reached, a step against ``sum_m a_m g_m`` increases no teacher's
+    loss to first order. Among equally good weights the most even ones are taken.
 
     Args:
-        max_weight: of a teacher, in [1 / n_teachers, 1].
+        max_weight: of a teacher, in [1 / n_teachers, 1]. Two teachers have weights of at least
+            ``1 - max_weight``.
         unit_gradients: scale each gradient to length 1 first, so that a teacher with a large loss
             does not get a small weight. Two teachers then have equal weights.
 
     Raises:
         ValueError: if ``max_weight`` is out of its range, or there are more than 8 teachers.
+
+    Example:
+        >>> gradients = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])
+        >>> AEKDAggregation(max_weight=1.0)(TeacherEvidence(gradients, gradients))
+        tensor([0.8000, 0.2000])
+
+    Source: Du et al., Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradient
+    Space, NeurIPS 2020, eq. 6.
     """
 
     needs_gradients = True
@@ -298,8 +285,7 @@ def _equal_weights(teachers: Tensor) -> Tensor:
 
 
 def _check_max_weight(max_weight: float, n_teachers: int = 1) -> None:
-    if not 0 < max_weight <= 1:
-        raise ValueError(f"`max_weight` is {max_weight}, expected a number in (0, 1].")
+    check_within("max_weight", max_weight, "(0, 1]")
     if n_teachers > 1 and max_weight * n_teachers < 1 - 1e-9:
         raise ValueError(
             f"`max_weight` is {max_weight}, expected at least 1 / {n_teachers}: the weights of "

@@ -3,7 +3,6 @@
 How one loss weighs its bands otherwise is in `band_weights`.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_mask, check_shape
+from sdkd_plugin._checks import check_labels, check_shape, warn_caller
 from sdkd_plugin.losses.band_weights import FullPrecision
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
@@ -26,8 +25,8 @@ class TeacherReport:
     """Teachers, student and baseline on the same labels.
 
     Attributes:
-        errors: mean squared error of each in each band, by name; ``student``, ``teacher`` (the mean
-            of several, which is what the student follows), and whatever else was measured.
+        errors: mean squared error of each in each band, by name: ``student``, ``teacher`` (the mean
+            of several, which is what the student follows), each of several teachers, baselines.
         weights: the share of the band's weight that the teacher keeps, in [0, 1].
     """
 
@@ -38,7 +37,8 @@ class TeacherReport:
     def worse(self) -> bool:
         """Whether the student or a baseline is at least as good as the teacher."""
         teacher = self.errors[TEACHERS].sum()
-        return any(bool(e.sum() <= teacher) for k, e in self.errors.items() if k != TEACHERS)
+        others = (e for name, e in self.errors.items() if not name.startswith(TEACHERS))
+        return any(bool(each.sum() <= teacher) for each in others)
 
     def scalars(self) -> dict[str, float]:
         """Errors and weights by name, for a logger: ``teacher_mse``, ``teacher_mse_0`` ..."""
@@ -77,7 +77,7 @@ class TeacherTrust(FullPrecision):
 
     For most of its training a student is worse than a teacher that it will overtake, and follows
     it to its own harm (``benchmarks/weak_teacher.py``). So the first pass is best made with a
-    student that was trained alone, as a `study` does where it has one.
+    student that was trained alone, as a study does where it has one.
 
     Example:
         >>> trust = TeacherTrust(2)
@@ -111,9 +111,7 @@ class TeacherTrust(FullPrecision):
         Raises:
             ValueError: if shapes differ, or a value is NaN or Inf.
         """
-        if mask is not None:
-            check_mask(mask, y)
-        check_finite("y", y if mask is None else y[mask.expand_as(y)])
+        check_labels(y, mask)
         fields = {}
         for name, forecast in forecasts.items():
             check_shape(name, forecast.shape, y.shape, "the labels")
@@ -154,9 +152,8 @@ class TeacherTrust(FullPrecision):
         report = TeacherReport(means, self.weights.clone())
         if report.worse and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 "the teacher is not the better one on these labels; it keeps the shown part of its "
-                f"weight, which is measured again at each validation.\n{report}",
-                stacklevel=3,
+                f"weight, which is measured again at each validation.\n{report}"
             )
         return report

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdkd_plugin._checks import check_choice, check_sizes
+from sdkd_plugin._checks import check_choice, check_sizes, check_within
 from sdkd_plugin._explained import explained
 from sdkd_plugin.models.graph_blocks import (
     GraphForecaster,
@@ -16,7 +16,6 @@ from sdkd_plugin.models.graph_blocks import (
     Propagation,
     ResidualMLP,
     check_graph,
-    check_probabilities,
 )
 
 Attention: TypeAlias = Literal["auto", "exact", "landmarks"]
@@ -60,14 +59,9 @@ class GraphConvolutionBranch(nn.Module):
 def landmark_attention(q: Heads, k: Heads, v: Heads, landmarks: Heads) -> Heads:
     """Attention by way of a few landmarks, softmax(q l^T / s) softmax(l k^T / s) v, s = sqrt(c).
 
+    Queries, keys and values are (batch, heads, length, c), landmarks (batch, heads, landmarks, c).
     Each landmark averages the nodes, and each node averages the landmarks: as in exact attention
     the weights are positive and sum to 1. Time and memory are linear in the length.
-
-    Args:
-        q: queries, (batch, heads, length, c).
-        k: keys, likewise.
-        v: values, likewise.
-        landmarks: (batch, heads, landmarks, c).
 
     Source: Han et al., Agent Attention, ECCV 2024, with learned agents (as the inducing points of
     Lee et al., Set Transformer, ICML 2019).
@@ -264,7 +258,8 @@ class GraphAlterNet(GraphForecaster):
         check_sizes(patch_size=patch_size, decoder_size=decoder_size, n_landmarks=n_landmarks)
         check_choice("attention", attention, get_args(Attention))
         check_sizes(0, emb_size=emb_size)
-        check_probabilities(dropout=dropout, emb_dropout=emb_dropout)
+        check_within("dropout", dropout, "[0, 1)")
+        check_within("emb_dropout", emb_dropout, "[0, 1)")
         if hidden_size % n_heads:
             raise ValueError(
                 f"`hidden_size` is {hidden_size}, expected a multiple of `n_heads={n_heads}`."

@@ -5,26 +5,18 @@ A graph's Laplacian and its eigenvectors belong to `sdkd_plugin.spectral`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_sizes, check_type, shown
+from sdkd_plugin._checks import check_sizes, check_type
 
 # Up to this many nodes an adjacency matrix (4 MiB in float32) and one matrix product are faster
 # than a message an edge, on CPUs and GPUs, and export to standard operators alone.
 DENSE_UP_TO = 1024
 # On CPUs a sparse matrix is faster where fewer than one in so many entries are edges.
 SPARSE_BELOW = 1 / 50
-
-
-def check_probabilities(**options: object) -> None:
-    """Refuse probabilities outside [0, 1)."""
-    for argument, got in options.items():
-        if isinstance(got, bool) or not isinstance(got, Real) or not 0 <= float(got) < 1:
-            raise ValueError(f"`{argument}` is {shown(got)}, expected a probability in [0, 1).")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_sizes
+from sdkd_plugin._checks import check_sizes, check_within
 from sdkd_plugin._explained import explained
 from sdkd_plugin.models.graph_blocks import (
     GraphForecaster,
@@ -11,7 +11,6 @@ from sdkd_plugin.models.graph_blocks import (
     Propagation,
     ResidualMLP,
     check_graph,
-    check_probabilities,
 )
 
 
@@ -81,7 +80,8 @@ class GraphMixer(GraphForecaster):
         sizes = GraphSizes(horizon, window, n_nodes, input_size, output_size, exog_size, residual)
         check_sizes(hidden_size=hidden_size, n_layers=n_layers)
         check_sizes(0, emb_size=emb_size, hops=hops)
-        check_probabilities(dropout=dropout, emb_dropout=emb_dropout)
+        check_within("dropout", dropout, "[0, 1)")
+        check_within("emb_dropout", emb_dropout, "[0, 1)")
         super().__init__(sizes, hidden_size, emb_size, emb_dropout, steps=window, copies=1 + hops)
         self.hops = hops
         self.taps = {"latent": "blocks"}

@@ -45,7 +45,7 @@ class MLPMixer(nn.Module):
         shape: the grid (nx, ny), multiples of ``patch``.
         patch: points of a patch along each axis.
         width: channels of a token. At depth 3 on a 64 x 64 grid, with 10 frames in and 10 out,
-            13 is 20 thousand parameters and 434 is 5 million.
+            13 make 20 thousand parameters and 434 make 5 million.
         depth: mixer blocks.
         mlp_ratio: hidden channels of the MLP over channels, over ``width``; the MLP over tokens
             has ``width / 2``, an eighth of that at the default, as in the paper's models.

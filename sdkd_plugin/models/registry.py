@@ -144,13 +144,10 @@ class _Bounded(TorchDispatchMode):
         self.operations -= 1
         # Before the call: some classes allocate memory even when they are made without.
         size = args[0] if args else ()
-        asked = math.prod(size) if isinstance(size, list | tuple) and _integers(size) else 0
+        is_shape = isinstance(size, list | tuple) and all(isinstance(n, int) for n in size)
+        asked = math.prod(size) if is_shape else 0
         if self.operations < 0 or asked > self.elements:
             raise ValueError(
                 f"`arguments` of {self.name} ask for a far larger model than the file's weights."
             )
         return function(*args, **(kwargs or {}))
-
-
-def _integers(values: Sequence[Any]) -> bool:
-    return all(isinstance(each, int) for each in values)

@@ -25,7 +25,7 @@ class ResNet(nn.Module):
     Args:
         in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels of all hidden layers. At depth 4 and downsampled, with 10 frames in and 10
-            out, 14 is 19 thousand parameters and 238 is 5 million.
+            out, 14 make 19 thousand parameters and 238 make 5 million.
         depth: residual blocks.
         downsample: whether the blocks run on half the grid, at about a quarter of the cost and
             with twice the receptive field.

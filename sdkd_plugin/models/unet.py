@@ -23,7 +23,7 @@ class UNet(nn.Module):
     Args:
         in_channels, out_channels: frames times variables, of the input and of the forecast.
         width: channels at full resolution; the latent has ``width * 2**depth``. At depth 2, with
-            10 frames in and 10 out, 6 is 17 thousand parameters and 106 is 5 million.
+            10 frames in and 10 out, 6 make 17 thousand parameters and 106 make 5 million.
         depth: halvings of the grid.
         padding: the boundary rule, ``"periodic"``, ``"reflect"`` or ``"zeros"``.
         coordinates: whether the first layer also reads the coordinates of each point.

@@ -40,10 +40,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: if it is a file or below one, or there is no right to write.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file, expected a folder.")
-    parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    parent = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
     if not parent.is_dir():
-        raise ValueError(f"--out {folder} is below {parent}, which is a file.")
+        raise ValueError(f"--out {folder} cannot be a folder: {parent} is a file.")
     if not os.access(parent, os.W_OK):
         raise ValueError(f"--out {folder} cannot be written to: no right to {parent}.")

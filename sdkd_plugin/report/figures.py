@@ -33,13 +33,8 @@ def fields(
             if row:
                 panels.append((error, field - truth, error_scale, "PuOr", f"{name}: error"))
             for axis, values, limit, colours, title in panels:
-                image = axis.imshow(
-                    values[frame].cpu().numpy().T,
-                    cmap=colours,
-                    vmin=-limit,
-                    vmax=limit,
-                    origin="lower",
-                )
+                style = {"cmap": colours, "vmin": -limit, "vmax": limit, "origin": "lower"}
+                image = axis.imshow(values[frame].cpu().numpy().T, **style)
                 axis.set_title(f"{title}, frame {frame + 1}", fontsize=9)
                 figure.colorbar(image, ax=axis, shrink=0.8)
     for axis in axes.flat:
@@ -47,17 +42,10 @@ def fields(
     return figure
 
 
-def error_spectra(
-    spectra: Mapping[str, Spectrum],
-    edges: Sequence[float],
-    label: str = "energy of the error",
-) -> Figure:
-    """Energy in 32 equal bins of the frequency, with the edges of the bands.
+def error_spectra(spectra: Mapping[str, Spectrum], edges: Sequence[float]) -> Figure:
+    """Energy of errors in 32 equal bins of the frequency, with the edges of the bands.
 
-    Args:
-        spectra: by name; one named ``truth`` is drawn dashed.
-        edges: of the bands.
-        label: what has the energy; roll-outs themselves or errors.
+    A spectrum named ``truth`` is drawn dashed.
     """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axis, bins, lowest = figure.subplots(), np.linspace(0, 1, 33), np.inf
@@ -73,7 +61,7 @@ def error_spectra(
     for edge in edges:
         axis.axvline(edge, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xlabel("frequency (0: mean, 1: highest of the domain)")
-    axis.set_ylabel(label)
+    axis.set_ylabel("energy of the error")
     axis.legend(fontsize=8)
     return figure
 

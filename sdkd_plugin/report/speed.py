@@ -60,11 +60,11 @@ class Speeds(NamedTuple):
         )
 
     def points(self, measure: str, references: Collection[str] = ()) -> pd.DataFrame:
-        """For ``accuracy_latency``: references eager, all other models by form, least batch size.
+        """Errors and latencies at the least batch size, for ``accuracy_latency``.
 
         Args:
             measure: a column of scores.
-            references: names of models, such as teachers.
+            references: names of models, such as teachers, of which the eager form alone is taken.
         """
         rows = self.rows[self.rows.batch_size == self.rows.batch_size.min()]
         rows = rows.assign(reference=rows.model.isin(references), deviation=0.0)
@@ -158,26 +158,18 @@ def measure_speed(
     return Speeds(pd.DataFrame(rows).assign(**here), left_out)
 
 
-class _Named(nn.Module):
-    """A model called with all inputs, of which it takes those that it accepts."""
-
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        more = {name: value for name, value in inputs.items() if name != "x"}
-        self.model, self.names = model, list(accepted_inputs(model, more))
-
-    def forward(self, x: Tensor, **inputs: Tensor) -> Tensor:
-        return self.model(x, **{name: inputs[name] for name in self.names})
-
-
 def _made(model: nn.Module, form: str, batches: Batches, file: Path, threads: int) -> Forecast:
     """A model in a form; what is wrong with it shows here."""
     largest = batches[max(batches)]
-    named = _Named(model, largest)
+    more = list(accepted_inputs(model, {n: v for n, v in largest.items() if n != "x"}))
+
+    def eager(x: Tensor, **inputs: Tensor) -> Tensor:
+        return model(x, **{name: inputs[name] for name in more})
+
     if form == "eager":
-        return named
+        return eager
     if form == "compiled":
-        compiled = torch.compile(named)
+        compiled = torch.compile(eager)
         for batch in batches.values():
             compiled(**batch)
         return compiled

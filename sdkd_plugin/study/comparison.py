@@ -115,6 +115,7 @@ def study(
     recipe = Recipe(steps, lr, batch_size, weight_decay, clip, validations)
     shared = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in task.shared.items()}
     there, arms = replace(task, shared=shared), list(arms or standard_arms(task.bands.n_bands))
+    _check_names(arms, [*task.baselines, *given, MEAN])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would sum in another order, and share the cores with other jobs
     try:
@@ -122,6 +123,8 @@ def study(
         teachers = {} if loss is None else dict(zip(given, loss.teachers, strict=True))
         trainings = []
         for arm in arms:
+            if arm.labels and round(arm.labels * (n := len(task.train))) == 0:
+                raise ValueError(f"`labels` is {arm.labels} for {arm.name!r}: none of {n} samples.")
             if (make := arm.model or student) is None:
                 raise ValueError(f"`student` is None, but {arm.name!r} has no model of its own.")
             used = [] if arm.alone else list(teachers.values())[: arm.teachers]
@@ -170,6 +173,14 @@ def _numbered(seeds: int | Sequence[int]) -> list[int]:
     if len(set(seeds)) < max(len(seeds), 1):
         raise ValueError(f"`seeds` is {shown(seeds)}, expected one or more, each once.")
     return list(seeds)
+
+
+def _check_names(arms: Sequence[Arm], taken: Sequence[str]) -> None:
+    """Rows of one name and setting would be taken for seeds of one model."""
+    names = [(arm.setting, arm.name) for arm in arms]
+    for setting, name in names:
+        if name in taken or names.count((setting, name)) > 1:
+            raise ValueError(f"`arms` has {name!r} for {setting}, which is taken: rename one.")
 
 
 def _named(teacher: Teachers) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """The pictures of a study, and one HTML page with its protocol, tables and pictures."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -28,45 +28,40 @@ if TYPE_CHECKING:
 SHOWN = 3
 """How many arms the pictures of single samples show, beside the first teacher."""
 MACHINE = ("device", "hardware", "threads", "python", "torch", "sdkd_plugin")
+"""What a row tells of the machine."""
 
-
-class _Text(NamedTuple):
-    heading: str
-    text: str
-
-
-TEXTS = {
-    "latency": _Text(
+TEXTS: Mapping[str, tuple[str, str]] = {
+    "latency": (
         "Accuracy against latency",
         "Mean error over seeds, with the standard deviation, and milliseconds for the forecast of "
         "one sample, eager, as in the table. Lower and further left is better; the star is the "
         "teacher. Arms with models of their own that differ after the last comma are one line.",
     ),
-    "bands": _Text(
+    "bands": (
         "Errors by band of frequencies",
         "Mean over seeds, with the standard deviation. band_0 holds the lowest frequencies; the "
         "bands sum to the MSE.",
     ),
-    "fields": _Text(
+    "fields": (
         "Fields and errors",
         "Forecasts of the first test sample by the models of the first seed, and their errors, at "
         "the first and the last frame.",
     ),
-    "sensors": _Text(
+    "sensors": (
         "Errors on the map",
         "Mean absolute error at each sensor over the test samples, by the first seed's models.",
     ),
-    "series": _Text(
+    "series": (
         "Forecasts over time",
         "The last step of each forecast beside the truth, by the models of the first seed, at the "
         "sensors with the median and the highest error of the last model.",
     ),
-    "spectra": _Text(
+    "spectra": (
         "Error spectra",
         "Energy of the errors by frequency, by the models of the first seed. The dotted lines "
         "divide the bands; where an error reaches the truth (dashed), nothing is forecast.",
     ),
-    "training": _Text(
+    "training": (
         "Training",
         "The validation error, in the models' units, and the weights of bands and teachers at "
         "each validation, for the first seed. The weights with the least validation error are "
@@ -156,13 +151,13 @@ def _graph_figures(
 def _named(history: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """The numbers of a training under the names that a picture shows."""
     alone = sum(name.startswith("teacher_weight") for name in history) < 2  # always 1
-    return {
-        name.replace("teacher_weight_", "weight of teacher ").replace(
-            "weight_", "weight of band "
-        ): v
-        for name, v in history.items()
-        if not (alone and name.startswith("teacher_weight"))
-    }
+    named = {}
+    for name, values in history.items():
+        if name.startswith("weight_"):
+            named[name.replace("weight_", "weight of band ")] = values
+        elif not (alone and name.startswith("teacher_weight_")):
+            named[name.replace("teacher_weight_", "weight of teacher ")] = values
+    return named
 
 
 def study_page(result: "Result", figures: Mapping[str, Figure]) -> str:
@@ -181,8 +176,8 @@ def study_page(result: "Result", figures: Mapping[str, Figure]) -> str:
     table = table[[*ahead, *compared, *first[len(ahead) :]]]
     sections = [Section("Errors", protocol, table)]
     for name in dict.fromkeys([*(n for n in TEXTS if n in figures), *figures]):
-        text = TEXTS.get(name, _Text(name.capitalize(), ""))
-        sections.append(Section(text.heading, text.text, figures[name]))
+        heading, text = TEXTS.get(name, (name.capitalize(), ""))
+        sections.append(Section(heading, text, figures[name]))
     days = sorted({date[:10] for date in rows.date})
     dates = f"Rows of {' to '.join(dict.fromkeys([days[0], days[-1]]))} (UTC)."
     sections.append(Section("Machine and versions", dates, machine))

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from sdkd_plugin._checks import check_finite, check_positive_int, check_type, shown
+from sdkd_plugin._checks import check_finite, check_labels, check_positive_int, check_type, shown
 from sdkd_plugin._explained import explained
 from sdkd_plugin.data.symmetry import Symmetry
 from sdkd_plugin.losses.task import TaskLoss, TaskLossName
@@ -68,8 +68,8 @@ class Task:
 
     Args:
         train: for training; an arm may use the labels of a share of them only.
-        validation: choose the weights of every model.
-        test: are scored.
+        validation: for the choice of every model's weights among those of its training.
+        test: for the scores.
         transform: the domain of the forecasts.
         bands: of its frequencies, for distillation and scores.
         shared: inputs that all samples share, such as ``edge_index``.
@@ -120,8 +120,7 @@ class Task:
             if set(lengths.values()) != {len(part)}:
                 raise ValueError(f"`{name}` has {len(part)} samples, but {lengths} of the others.")
             check_finite(f"{name}.x", part.x)
-            seen = ... if part.mask is None else part.mask.expand_as(part.y)
-            check_finite(f"{name}.y", part.y[seen])
+            check_labels(part.y, part.mask, f"{name}.y")
 
     @cached_property
     def identity(self) -> str:
@@ -204,6 +203,8 @@ class Arm:
         **options: Any,
     ) -> None:
         check_type("name", name, str, "for tables")
+        if teachers is not None:
+            check_positive_int("teachers", teachers)
         self.name, self.labels, self.teachers, self.model = name, labels, teachers, model
         self.base, self.options = base, options
         self.alone = options.get("kd_weight") == 0

@@ -134,8 +134,7 @@ def weatherbench_task(
     for name, (begin, end) in zip(PARTS, pairwise([0, *inner, len(data.index)]), strict=True):
         if end - begin < length:
             raise ValueError(f"`{name}` has {end - begin} times, expected at least {length}.")
-        first = torch.arange(begin, end - length + 1)
-        parts.append(data.fields[first[:, None] + torch.arange(length)])
+        parts.append(data.fields[begin:end].unfold(0, length, 1).movedim(-1, 1))
     source = f"WeatherBench, {', '.join(data.channels)}"
     deviation = parts[0][:, : frames[0]].std((0, 1, 3, 4))[:, None, None]
     scores = partial(_channel_rmse, data.channels, deviation, data.latitude)

@@ -163,11 +163,8 @@ class Training:
                 if isinstance(trained, SDKDDistiller):
                     self._judge(trained.loss, forecast)
                 weights = {k: float(v) for k, v in terms.scalars().items() if "weight" in k}
-                for name, value in {
-                    "step": float(taken),
-                    "validation error": error,
-                    **weights,
-                }.items():
+                now = {"step": float(taken), "validation error": error, **weights}
+                for name, value in now.items():
                     history[name].append(value)
                 if error < least:
                     least, best = error, copy.deepcopy(model.state_dict())
