@@ -125,23 +125,23 @@ class TeacherTrust(FullPrecision):
 
     @property
     def measured(self) -> bool:
-        """Whether a label was observed in this pass."""
-        return self._count > 0
+        """Whether a label was observed in this pass, by any of the processes: each must ask."""
+        return float(_summed(self.weights.new_tensor(self._count))) > 0
 
     def update(self) -> TeacherReport:
         """End a pass: the report, and new weights.
 
-        With several processes the sums of all are taken, and each must call this.
+        With several processes the sums of all are taken, and each must call this, after at least
+        one `add`.
 
         Raises:
             ValueError: if no label was observed.
         """
-        sums, count, self._sums, self._count = self._sums, self._count, {}, 0.0
-        if not count:
+        sums, observed, self._sums, self._count = self._sums, self._count, {}, 0.0
+        count = torch.full_like(sums[STUDENT], observed) if sums else torch.zeros(1)
+        total = _summed(torch.stack([*sums.values(), count]))
+        if not total[-1].any():
             raise ValueError("no label was observed in the pass, expected at least one.")
-        total = torch.stack([*sums.values(), torch.full_like(sums[STUDENT], count)])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
         means = dict(zip(sums, (total[:-1] / total[-1]).float(), strict=True))
         measured = torch.stack([means[STUDENT], means[TEACHERS], means.pop("difference")])
         better = measured[0].to(self.errors) < self.errors[0]
@@ -157,3 +157,10 @@ class TeacherTrust(FullPrecision):
                 f"weight, which is measured again at each validation.\n{report}"
             )
         return report
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
