@@ -2,9 +2,7 @@
 
 An hour of readings in, the next hour out. The mean forecast of all teachers, one a seed, teaches
 the student. It has all readings, or those of a network that was set up lately: the last quarter of
-the training period, which is all it sees, where the teachers know the whole. Two more arms get
-inputs that nobody recorded, windows between those of two days at the same time: the student alone
-with the mean of their labels, the distilled one with the teachers' forecasts.
+the training period, which is all it sees, where the teachers know the whole.
 
     python benchmarks/traffic_week.py --data FOLDER   # with the Los-loop files
 
@@ -37,8 +35,6 @@ STEPS_A_DAY, FRAMES = 288, 12
 TEACHER, STUDENT = "teacher, one", "student"
 ALONE, PLAIN, SDKD = (arm.name for arm in standard_arms())
 ALL, YOUNG = "all readings", "the last quarter of the readings"
-BETWEEN = ", inputs between days"
-MIXED = ALONE + BETWEEN
 BATCHES: dict[str, Any] = {"batch_size": 32, "validations": 15, "weight_decay": 1e-3, "clip": 5.0}
 
 
@@ -65,7 +61,7 @@ def plans(n_nodes: int) -> dict[str, tuple[Callable[[], nn.Module], int, float, 
         "linear, graph-free": (Linear, 880, 3e-3, 5),
         "GRU-GCN (tsl)": (partial(GRUGCNModel, **gru), 880, 3e-3, 2),
         TEACHER: (partial(GraphAlterNet, patch_size=12, **ours), 880, 4e-3, 5),
-        STUDENT: (partial(GraphMixer, **ours), 1320, 5e-3, 5),
+        STUDENT: (partial(GraphMixer, **ours), 3960, 5e-3, 5),
     }
 
 
@@ -78,26 +74,6 @@ def historical_average(train: Samples, samples: Samples) -> Tensor:
     zero = train.y.new_zeros(STEPS_A_DAY, *train.y.shape[1:])
     total, count = (zero.index_add(0, known, values) for values in (train.y * mask, mask))
     return (total / count.clamp(min=1))[wanted]  # of times without a reading: the mean of all
-
-
-def with_inputs_between_days(samples: Samples, times: int = 3) -> Samples:
-    """The samples, and for each some more, its mean with one of another day at the same time.
-
-    The shares are uniform in [0, 1]; labels have the same, and are observed where both are.
-    """
-    random = torch.Generator().manual_seed(0)
-    first = torch.arange(len(samples)).repeat(times)
-    time, day = first % STEPS_A_DAY, first // STEPS_A_DAY
-    days = (len(samples) - 1 - time) // STEPS_A_DAY + 1
-    later = 1 + (torch.rand(len(first), generator=random) * (days - 1)).long()
-    one, other = samples.select(first), samples.select(time + (day + later) % days * STEPS_A_DAY)
-    share = torch.rand(len(first), 1, 1, 1, generator=random)
-    x, y = (torch.lerp(a, b, share) for a, b in ((one.x, other.x), (one.y, other.y)))
-    mask = None
-    if samples.mask is not None and one.mask is not None and other.mask is not None:
-        mask = torch.cat([samples.mask, one.mask & other.mask])
-    inputs = {k: torch.cat([v, one.inputs[k]]) for k, v in samples.inputs.items()}
-    return Samples(torch.cat([samples.x, x]), torch.cat([samples.y, y]), mask, inputs)
 
 
 def errors(at: Mapping[str, int], forecast: Tensor, truth: Samples) -> dict[str, float]:
@@ -126,20 +102,16 @@ def run(options: argparse.Namespace) -> tuple[pd.DataFrame, str, list[str]]:
 
     others = {name: train(name) for name in plan if name != STUDENT}
     teach = partial(train, STUDENT, teacher=others[TEACHER].models(TEACHER))
-    result = teach(arms=standard_arms())
-    mixed = replace(task, train=with_inputs_between_days(task.train))
-    share = len(task.train) / len(mixed.train)
     young = replace(task, train=task.train.select(slice(-(len(task.train) // 4), None)))
-    found = [
-        (ALL, result),
-        (ALL, teach(mixed, arms=[Arm(MIXED, kd_weight=0), Arm(SDKD + BETWEEN, labels=share)])),
-        (YOUNG, teach(young, arms=standard_arms())),
-    ]
+    result, later = teach(arms=standard_arms()), teach(young, arms=standard_arms())
     fixed = result.rows[(result.rows.setting == "-") & ~result.rows.model.str.match(r"teacher \d")]
     rows = pd.concat(
         [each.rows[each.rows.model == name].assign(setting="-") for name, each in others.items()]
         + [fixed]
-        + [each.rows[each.rows.setting != "-"].assign(setting=name) for name, each in found]
+        + [
+            each.rows[each.rows.setting != "-"].assign(setting=name)
+            for name, each in ((ALL, result), (YOUNG, later))
+        ]
     )
     columns = {
         f"{score}{at}": (f"{score}{at}".upper().replace("_", " "), style)
@@ -147,10 +119,6 @@ def run(options: argparse.Namespace) -> tuple[pd.DataFrame, str, list[str]]:
         for score, style in {"mae": ".3f", "rmse": ".2f", "mape": ".2f"}.items()
     } | {"parameters": ("parameters", ",.0f"), "milliseconds": ("ms", ".2f")}
     cost = rows.groupby("model")[["parameters", "milliseconds"]].mean().astype(float)
-    pairs = [
-        (name, pair) for name in (ALL, YOUNG) for pair in combinations((ALONE, PLAIN, SDKD), 2)
-    ]
-    pairs += [(ALL, (against, SDKD + BETWEEN)) for against in (ALONE, MIXED, SDKD)]
     changes = {
         (name, of, against): paired_change(
             rows[rows.setting == name],
@@ -158,10 +126,11 @@ def run(options: argparse.Namespace) -> tuple[pd.DataFrame, str, list[str]]:
             of={"model": of},
             against={"model": against},
         )
-        for name, (against, of) in pairs
+        for name in (ALL, YOUNG)
+        for against, of in combinations((ALONE, PLAIN, SDKD), 2)
     }
     gains = [change for (_, *pair), change in changes.items() if pair == [SDKD, ALONE]]
-    best = rows[rows.setting == ALL].groupby("model").mae.mean().drop([ALONE, MIXED]).min()
+    best = rows[rows.setting == ALL].groupby("model").mae.mean().drop(ALONE).min()
     bars = {
         "a fifth of the parameters": cost.parameters[ALONE] <= 0.2 * cost.parameters[TEACHER],
         "five times as fast": cost.milliseconds[ALONE] <= 0.2 * cost.milliseconds[TEACHER],
@@ -171,7 +140,8 @@ def run(options: argparse.Namespace) -> tuple[pd.DataFrame, str, list[str]]:
     }
     text = [
         f"{result.report().splitlines()[0]} MAPE in %. Steps of the others: "
-        f"{', '.join(f'{k} {plan[k][1]}' for k in others)}. {len(result.teachers)} teachers.\n",
+        f"{', '.join(f'{k} {plan[k][1]}' for k in others)}. {len(result.teachers)} teachers. "
+        f"{YOUNG[0].upper()}{YOUNG[1:]}: {len(young.train)} samples for training.\n",
         format_table(rows, index=["setting", "model"], columns=columns) + "\n",
         *(f"- {s}: {of} against {other}: MAE {c}" for (s, of, other), c in changes.items()),
     ]

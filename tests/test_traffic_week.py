@@ -46,25 +46,6 @@ def test_the_historical_average_and_the_errors(benchmark):
     assert scores == pytest.approx({"rmse": 2, "mape": 50, "rmse_30": 2, "mape_30": 50})
 
 
-def test_inputs_between_days_lie_between_two_at_the_same_time(benchmark):
-    steps = torch.arange(2 * 288 + 5.0)
-    x, mask = steps.reshape(-1, 1, 1, 1), torch.ones(len(steps), 1, 1, 1, dtype=torch.bool)
-    mask[3] = False
-    own = Samples(x, 2 * x, mask, {"u": (steps % 288)[:, None]})
-    more = benchmark.with_inputs_between_days(own, times=2)
-    assert len(more) == 3 * len(own)
-    assert torch.equal(more.x[: len(own)], own.x)
-    torch.testing.assert_close(more.y, 2 * more.x)
-    clock, new = more.inputs["u"][len(own) :, 0], more.x[len(own) :, 0, 0, 0]
-    assert torch.equal(clock, (steps % 288).repeat(2))
-    days = (new - clock) / 288  # 0, 1 and 2 are recorded days
-    assert days.min() >= -1e-6
-    assert days[clock >= 5].max() <= 1 + 1e-6
-    assert 1 < days[clock < 5].max() <= 2
-    assert (days - days.round()).abs().gt(1e-3).float().mean() > 0.95
-    assert not more.mask[len(own) :][clock == 3].all()
-
-
 def test_the_models_are_those_of_the_table(benchmark):
     counts = {name: parameter_count(plan[0]()) for name, plan in benchmark.plans(207).items()}
     assert list(counts.values()) == [180, 30_668, 98_908, 8_228]
@@ -97,9 +78,8 @@ def test_a_small_run_goes_on_and_has_all_rows(benchmark, monkeypatch, tmp_path, 
     fixed = ["persistence", "historical average", "mean of the teachers"]
     students = ["student alone", "plain-MSE distillation", "SDKD"]
     order = [(name, "-") for name in [*alone, *fixed]]
-    between = [f"{name}, inputs between days" for name in ("student alone", "SDKD")]
-    order += [(name, "all readings") for name in students + between]
-    order += [(name, "the last quarter of the readings") for name in students]
+    settings = ("all readings", "the last quarter of the readings")
+    order += [(name, setting) for setting in settings for name in students]
     counts = rows.groupby(["model", "setting"], sort=False).size()
     assert counts.to_dict() == {k: 1 if k[0] in fixed else 2 for k in order}
     assert rows.rmse_60.nunique() == len(rows)
