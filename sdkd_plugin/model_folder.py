@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from sdkd_plugin._checks import check_type, shown
 from sdkd_plugin._explained import explained
 from sdkd_plugin._files import atomic_path, check_writable, locked, remove_stale
+from sdkd_plugin._plain import check_plain, read_yaml
 from sdkd_plugin._version import __version__
-from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
 from sdkd_plugin.models.registry import Shapes, make_model, make_to_fit, shapes, tensors
 from sdkd_plugin.spectral import AbstractTransform
 

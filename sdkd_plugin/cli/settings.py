@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from sdkd_plugin import study
 from sdkd_plugin._checks import check_choice, check_type
-from sdkd_plugin._plain import UNREADABLE, check_archive, load_plain
+from sdkd_plugin._plain import check_archive, check_plain, load_plain, read_yaml, reading
 from sdkd_plugin.data import find_traffic, read_csv_pair, read_los_loop, simulate_traffic
-from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
 from sdkd_plugin.data.traffic import Missing
 from sdkd_plugin.losses import LatentPair
 from sdkd_plugin.model_folder import (
@@ -296,7 +295,7 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, expected a checkpoint of the teacher.")
-    try:
+    with reading(path, "a checkpoint"):
         check_archive(path)
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins: list[Any] = [(_Nothing, name) for name in named]
@@ -304,8 +303,6 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             stored = load_plain(path, "cpu")
         stored = stored.get("state_dict", stored)
         weights = {str(k): v for k, v in stored.items() if isinstance(v, Tensor)}
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error}).") from error
     if not weights:
         raise ValueError(f"{path} holds no weights by name, expected a checkpoint.")
     own = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
