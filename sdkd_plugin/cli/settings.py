@@ -50,15 +50,7 @@ _PARTS: dict[str, Any] = {
 
 
 def read_settings(source: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings of a file, of a run's folder, or of the package by name, and changes to them.
-
-    Args:
-        source: path or name.
-        overrides: such as ``training.steps=100``.
-
-    Raises:
-        FileNotFoundError, ValueError: if there are none, or something in them is unknown.
-    """
+    """Settings of a file, of a run's folder, or of the package by name, with the overrides."""
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
@@ -81,8 +73,12 @@ def read_settings(source: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def read_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """Options given as key=value."""
-    return _merged({}, {}, overrides)
+    """Options given as key=value, lists as tuples."""
+    return _tuples(_merged({}, {}, overrides))
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def _merged(
@@ -136,14 +132,13 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 def make_task(settings: Mapping[str, Any]) -> Task:
     """The task that settings name."""
-    options = dict(settings["task"])
+    options = _tuples(settings["task"])
     make, bands = TASKS[options.pop("name")], options.pop("bands", None)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     try:
         task = make(**options)
     except TypeError as error:
         raise ValueError(f"`task` has {sorted(options)}: {error}.") from error
-    return task if bands is None else replace(task, bands=Bands(tuple(bands)))
+    return task if bands is None else replace(task, bands=Bands(bands))
 
 
 def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) -> ModelCard:
@@ -156,7 +151,7 @@ def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) 
         arguments,
         transform=describe_transform(task.transform),
         units={
-            side: {"scale": _listed(scale), "offset": _listed(offset)}
+            side: {"scale": _plain(scale), "offset": _plain(offset)}
             for side, (scale, offset) in units.items()
         },
         data={
@@ -169,7 +164,7 @@ def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) 
     )
 
 
-def _listed(value: float | Tensor) -> Any:
+def _plain(value: float | Tensor) -> Any:
     return value.tolist() if isinstance(value, Tensor) else float(value)
 
 
@@ -197,35 +192,33 @@ def _complete(part: str, given: Mapping[str, Any], task: Task) -> tuple[str, dic
         check_choice(f"an option of {part}", option, ["model", "arguments", "path"])
     _import_host(str(name))
     x, y, u = task.train.x, task.train.y, task.train.inputs.get("u")
-    sizes = {"in_channels": x.shape[1], "out_channels": y.shape[1]}
+    sizes: dict[str, Any] = {"in_channels": x.shape[1], "out_channels": y.shape[1]}
     more: dict[str, Any] = {"shape": list(x.shape[2:])}
     if isinstance(task.transform, GraphTransform):
         sizes = {"window": x.shape[1], "horizon": y.shape[1], "n_nodes": x.shape[2]}
         sizes |= {"input_size": x.shape[3], "output_size": y.shape[3]}
         more = {"exog_size": 0 if u is None else u.shape[-1]}
-    taken = inspect.signature(model_class(str(name))).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in taken):
-        known = sizes
-    else:
-        names = {each.name for each in taken}
-        known = {key: value for key, value in {**sizes, **more}.items() if key in names}
-    return str(name), {**known, **(given.get("arguments") or {})}
+    taken = inspect.signature(model_class(str(name))).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        sizes = {key: value for key, value in {**sizes, **more}.items() if key in taken}
+    return str(name), {**sizes, **(given.get("arguments") or {})}
+
+
+def listed(teacher: Any) -> list[Any]:
+    """What settings name as ``teacher``: none, one or a list."""
+    return teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
 
 
 def teachers_of(settings: Mapping[str, Any], task: Task) -> list[nn.Module]:
     """The trained teachers, none if the settings name none."""
-    given = settings["teacher"]
-    several = given if isinstance(given, list) else [] if given is None else [given]
-    return [load_any(each, task)[0] for each in several]
+    return [load_any(each, task)[0] for each in listed(settings["teacher"])]
 
 
 def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
     """A saved model that reads and forecasts in the task's units, and its name.
 
-    Args:
-        given: a model folder, or a mapping with the ``path`` of a checkpoint and, as there is no
-            card, ``model`` and ``arguments``; its units are taken to be the task's.
-        task: whose shapes it must have.
+    ``given`` is a model folder, or a mapping with the ``path`` of a checkpoint and, as there is no
+    card, ``model`` and ``arguments``; its units are taken to be the task's.
     """
     if not isinstance(given, dict):
         model, card = saved(given)
@@ -254,13 +247,7 @@ def saved(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
 
 
 class InTaskUnits(nn.Module):
-    """A model of other units, for data that have the task's.
-
-    Args:
-        model: of its own normalisation.
-        own: units of its card.
-        task: units of the task's card.
-    """
+    """A model with the units of its own card, for data with those of the task's card."""
 
     def __init__(self, model: nn.Module, own: Mapping[str, Any], task: Mapping[str, Any]) -> None:
         super().__init__()
@@ -287,12 +274,7 @@ class _Nothing:
 
 
 def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a host's checkpoint by name. What else it names is not looked up or run.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds no weights.
-    """
+    """The tensors of a host's checkpoint by name. What else it names is not looked up or run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, expected a checkpoint of the teacher.")
     with reading(path, "a checkpoint"):
