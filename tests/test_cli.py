@@ -151,7 +151,7 @@ def test_a_checkpoint_of_a_host_is_a_teacher_and_nothing_in_it_runs(tmp_path):
             return Path.touch, (tmp_path / "touched",)
 
     torch.save({"state_dict": {"a": torch.ones(1), "b": Payload()}}, tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint") as refused:
+    with pytest.raises(ValueError, match="cannot be read as weights") as refused:
         checkpoint_weights(tmp_path / "foreign.pt")
     assert refused.value is not None
     assert not (tmp_path / "touched").exists()
