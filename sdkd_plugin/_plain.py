@@ -42,7 +42,7 @@ def reading(
         is_missing = isinstance(error, FileNotFoundError) and str(error.filename) == str(source)
         if is_missing or str(error).startswith(str(source)):
             raise
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise ValueError(f"{source} cannot be read as {what}: {reason}. {remedy}.") from error
 
 

@@ -26,6 +26,7 @@ from sdkd_plugin._plain import check_plain, read_yaml
 from sdkd_plugin._version import __version__
 from sdkd_plugin.models.registry import Shapes, make_model, make_to_fit, shapes, tensors
 from sdkd_plugin.spectral import AbstractTransform
+from sdkd_plugin.teachers import accepted_inputs
 
 FORMAT = 2
 CARD = "card.yaml"
@@ -196,7 +197,7 @@ class PhysicalUnits(nn.Module):
     Formula: ``output.scale * model((x - input.offset) / input.scale) + output.offset``
 
     Args:
-        model: of normalised values.
+        model: of normalised values; its taps keep their names.
         units: as in `ModelCard`, or with tensors; a missing part is 1 and 0.
 
     Raises:
@@ -216,6 +217,7 @@ class PhysicalUnits(nn.Module):
     def __init__(self, model: nn.Module, units: _Values) -> None:
         super().__init__()
         self.model = model
+        self.taps = {tap: f"model.{path}" for tap, path in getattr(model, "taps", {}).items()}
         for side, values in (("in", "input"), ("out", "output")):
             given = units.get(values, {})
             for name, default in (("scale", 1.0), ("offset", 0.0)):
@@ -225,8 +227,9 @@ class PhysicalUnits(nn.Module):
             raise ValueError(f"`units` has the input scale {shown(self.in_scale)}, expected no 0.")
 
     def forward(self, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
-        """Forecast; further inputs are passed on as they are."""
-        forecast = self.model((x - self.in_offset) / self.in_scale, *args, **inputs)
+        """Forecast; of further inputs those that the model accepts are passed on as they are."""
+        accepted = accepted_inputs(self.model, inputs)
+        forecast = self.model((x - self.in_offset) / self.in_scale, *args, **accepted)
         return self.out_scale * forecast + self.out_offset
 
 

@@ -29,7 +29,6 @@ from sdkd_plugin.model_folder import (
 from sdkd_plugin.models.registry import make_model, model_class
 from sdkd_plugin.spectral import Bands, GraphTransform
 from sdkd_plugin.study import Task
-from sdkd_plugin.teachers import accepted_inputs
 
 SHIPPED = Path(__file__).parents[1] / "conf/cli"
 FILE = "settings.yaml"
@@ -226,7 +225,7 @@ def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
         try:
             replace(card, data={}).check_fits(replace(ours, data={}))
         except ValueError:  # normalised by other numbers
-            model = InTaskUnits(model, card.units, ours.units)
+            model = in_task_units(model, card.units, ours.units)
         return model, str(given)
     if "path" not in given:
         raise ValueError(f"a teacher has {sorted(given)}, expected path, model and arguments.")
@@ -246,24 +245,15 @@ def saved(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     return load_model(folder)
 
 
-class InTaskUnits(nn.Module):
+def in_task_units(
+    model: nn.Module, own: Mapping[str, Any], task: Mapping[str, Any]
+) -> PhysicalUnits:
     """A model with the units of its own card, for data with those of the task's card."""
-
-    def __init__(self, model: nn.Module, own: Mapping[str, Any], task: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.physical = PhysicalUnits(model, own)
-        taps: dict[str, str] = getattr(model, "taps", {})
-        self.taps = {name: f"physical.model.{path}" for name, path in taps.items()}
-        for name, side in (("x", "input"), ("y", "output")):
-            for part in ("scale", "offset"):
-                self.register_buffer(f"{name}_{part}", torch.tensor(task[side][part]))
-
-    def forward(self, x: Tensor, **inputs: Any) -> Tensor:
-        """Forecast in the task's units."""
-        number = self.get_buffer
-        given = accepted_inputs(self.physical.model, inputs)
-        y = self.physical(number("x_scale") * x + number("x_offset"), **given)
-        return (y - number("y_offset")) / number("y_scale")
+    inverse = {}
+    for side in ("input", "output"):
+        scale, offset = (torch.tensor(task[side][part]) for part in ("scale", "offset"))
+        inverse[side] = {"scale": 1 / scale, "offset": -offset / scale}
+    return PhysicalUnits(PhysicalUnits(model, own), inverse)
 
 
 class _Nothing:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin._files import atomic_path
+from sdkd_plugin._files import atomic_path, check_writable
 from sdkd_plugin.cli import settings as described
 from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
 from sdkd_plugin.export import export_model, quantize_onnx
@@ -210,6 +210,10 @@ def simulate(name: str, out: str, overrides: Sequence[str]) -> Found:
     """Simulated data in files."""
     options = described.read_options(overrides)
     target = Path(out)
+    if name != "traffic":
+        if target.suffix != ".npy":
+            raise ValueError(f"OUT is {out!r}, expected a file .npy for trajectories.")
+        check_writable(target)
     try:
         if name == "traffic":
             return _traffic_files(target, options)
@@ -217,8 +221,6 @@ def simulate(name: str, out: str, overrides: Sequence[str]) -> Found:
         fields = solve(options.pop("n_samples", 100), **options)
     except TypeError as error:
         raise ValueError(f"`{name}` has the options {sorted(options)}: {error}.") from error
-    if target.suffix != ".npy":
-        raise ValueError(f"OUT is {out!r}, expected a file .npy for trajectories.")
     with atomic_path(target) as path:
         np.save(path, fields.numpy())
     shape = list(fields.shape)

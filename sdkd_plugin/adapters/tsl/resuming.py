@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset
 from tsl.data.loader import StaticGraphLoader
 
-from sdkd_plugin._checks import check_seed
+from sdkd_plugin._checks import check_positive_int, check_seed
 from sdkd_plugin.data.mixing import MixedSampler
 
 
@@ -30,8 +30,9 @@ class SeededDataModule(SpatioTemporalDataModule):
         ratio: unlabelled windows of a training batch over all; see `MixedSampler`.
 
     Raises:
-        ValueError: if the seed is not an integer of at least 0; from ``setup``, if a window is
-            unlabelled and in another part, or ``train_dataloader``, if the ratio does not fit.
+        ValueError: if the seed is not an integer of at least 0, or ``unlabelled`` is empty; from
+            ``setup``, if a window is unlabelled and in another part, or ``train_dataloader``, if
+            the ratio does not fit.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class SeededDataModule(SpatioTemporalDataModule):
         check_seed(seed)
         self.seed = seed
         self.ratio = ratio
+        if unlabelled is not None:
+            check_positive_int("len(unlabelled)", len(unlabelled))
         self.unlabelled = None if unlabelled is None else torch.as_tensor(unlabelled)
 
     def setup(self, stage: Any = None) -> None:
