@@ -15,7 +15,7 @@ from sdkd_plugin.cli import main
 from sdkd_plugin.cli.settings import checkpoint_weights, in_task_units
 from sdkd_plugin.export import OnnxModel
 from sdkd_plugin.model_folder import load_model
-from sdkd_plugin.models import GraphMixer
+from sdkd_plugin.models import UNet
 from sdkd_plugin.taps import TapReader
 
 QUICK = ["training.steps=6", "training.validations=2", "training.batch_size=4"]
@@ -67,7 +67,7 @@ def test_evaluate_gives_the_scores_of_the_card():
 def test_a_model_of_other_units_forecasts_in_those_of_the_task():
     own = {"input": {"scale": 2.0, "offset": 1.0}, "output": {"scale": [3.0], "offset": [4.0]}}
     task = {"input": {"scale": 5.0, "offset": -1.0}, "output": {"scale": 0.5, "offset": 2.0}}
-    model, x = GraphMixer(horizon=3, window=4, n_nodes=2), torch.randn(2, 4, 2, 1)
+    model, x = UNet(in_channels=1, out_channels=1, width=2), torch.randn(2, 1, 8, 8)
     inside = in_task_units(model, own, task)
     expected = (3 * model((5 * x - 1 - 1) / 2) + 4 - 2) / 0.5
     torch.testing.assert_close(inside(x, unknown=1), expected)
