@@ -70,6 +70,11 @@ def check_sizes(minimum: int = 1, /, **sizes: object) -> None:
         check_positive_int(argument, got, minimum)
 
 
+def check_seed(seed: object) -> None:
+    """Refuse what is no seed of torch's generators."""
+    check_positive_int("seed", seed, 0, MOST_SEED)
+
+
 def check_positive(argument: str, got: object, *, allow_zero: bool = False) -> None:
     """Refuse a number that is not finite and positive (or zero, where that is allowed)."""
     number = float(got) if isinstance(got, Real) and not isinstance(got, bool) else math.nan

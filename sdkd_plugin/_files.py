@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 PathLike = str | os.PathLike[str]
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without them says
 _OF_TORCH = re.compile("PytorchStreamWriter|file write|unexpected pos|iostream error")
 
 
@@ -25,33 +26,34 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     With ``wait`` it is waited for. Without POSIX locks, or on a file system without them, there is
     nothing to wait for, and without ``wait`` every lock counts as taken.
     """
-    with ExitStack() as stack:
-        try:
-            import fcntl
-
-            flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-            handle = os.open(path, flags, 0o666)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        except BlockingIOError:
-            held = False
-        except ImportError:
-            held = wait
+    try:
+        import fcntl
+    except ImportError:
+        yield wait
+        return
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        held = True
+    except BlockingIOError:
+        held = False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        held = wait
+    try:
         yield held
+    finally:
+        os.close(handle)
 
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
     """A folder beside ``target``, to write in; those that killed processes left are removed."""
-    with _naming(target):
-        yield from _scratch_folder(target)
-
-
-def _scratch_folder(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(target.parent, escape(target.name))
-    with ExitStack() as stack:
+    with _naming(target), ExitStack() as stack:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target.parent, escape(target.name))
         while True:
             made = tempfile.mkdtemp(".tmp", f".{target.name}.", target.parent)
             stack.callback(shutil.rmtree, made, ignore_errors=True)
@@ -115,14 +117,6 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     Raises:
         OSError: naming ``path``, if it cannot be written.
         ValueError: if the block ends without having written the file.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "table.csv"
-        >>> with atomic_path(target) as temporary:
-        ...     _ = temporary.write_text("a,b")
-        >>> target.read_text()
-        'a,b'
     """
     target = Path(path)
     # In the target's own folder, because a rename is atomic within one file system only.
@@ -149,14 +143,6 @@ def atomic_files(folder: PathLike, name: str) -> Iterator[Path]:
     Whenever the process ends, `check_files` finds the old files or all the new ones. Their
     checksums are kept as ``<name>.sha256``, which ``sha256sum --check`` reads. Writers wait for
     each other. A block that writes nothing changes nothing.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> with atomic_files(folder, "pair") as new:
-        ...     _ = (new / "a.txt").write_text("a"), (new / "b.txt").write_text("b")
-        >>> sorted(check_files(folder, "pair"))
-        ['a.txt', 'b.txt']
     """
     target = Path(folder)
     with _naming(target / name):

@@ -1,5 +1,6 @@
 """Files that are read without running what is in them, and refused if they are damaged."""
 
+import math
 import os
 import pickle
 import zipfile
@@ -11,19 +12,38 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sdkd_plugin._checks import shown
-
-PathLike = str | os.PathLike[str]
+from sdkd_plugin._files import PathLike
 
 UNREADABLE = (
     *(EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, AttributeError),
     *(OverflowError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+    *(SafetensorError, yaml.YAMLError),
 )
 """What libraries raise for a file that is cut off, changed or of another format."""
 
-_MOST_YAML = 2**20
+_WEIGHTS = "weights and plain values"
+_FOREIGN = "Other objects are not unpickled: give another file, or save it again"
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_BYTES, _DEPTH = 4 << 20, 32  # of a YAML file
+
+
+@contextmanager
+def reading(
+    source: PathLike, what: str, remedy: str = "Fetch it again if it is damaged"
+) -> Iterator[None]:
+    """Turn what a library raises for a damaged file into a ValueError that names the file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        is_missing = isinstance(error, FileNotFoundError) and str(error.filename) == str(source)
+        if is_missing or str(error).startswith(str(source)):
+            raise
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise ValueError(f"{source} cannot be read as {what}: {reason}. {remedy}.") from error
 
 
 def check_archive(path: PathLike) -> None:
@@ -32,7 +52,7 @@ def check_archive(path: PathLike) -> None:
     Raises:
         ValueError: naming the file.
     """
-    with _reading(path), open(path, "rb") as file:
+    with reading(path, _WEIGHTS, _FOREIGN), open(path, "rb") as file:
         if file.read(2) != b"PK":
             return  # torch's older format, without checksums
         with zipfile.ZipFile(file) as content:
@@ -53,7 +73,7 @@ def load_plain(path: PathLike, map_location: Any = None) -> Any:
             declare more elements than they have.
     """
     check_archive(path)
-    with _reading(path):
+    with reading(path, _WEIGHTS, _FOREIGN):
         loaded = torch.load(path, map_location=map_location, weights_only=True)
         rest, seen = [loaded], set()
         while rest:
@@ -71,38 +91,48 @@ def load_plain(path: PathLike, map_location: Any = None) -> Any:
     return loaded
 
 
-@contextmanager
-def _reading(path: PathLike) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(".")
-        raise ValueError(
-            f"{path} cannot be read as weights and plain values ({reason}): it is damaged, or has "
-            "other objects, which are not unpickled. Give another file, or save it again."
-        ) from error
-
-
-def read_yaml(path: PathLike) -> Any:
-    """The plain values of a YAML file of at most 1 MiB without references.
+def read_yaml(path: PathLike) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
 
     Raises:
-        ValueError: naming the file, if it is not so. Nested references take a line to write and
-            more than any memory to expand.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is over 4 MiB or damaged, has a tag, an anchor or an alias, is nested too
+            deeply, or holds anything but a mapping of finite numbers, strings, booleans, nulls,
+            lists and mappings by string.
     """
-    try:
-        if os.path.getsize(path) > _MOST_YAML:
-            raise ValueError(f"it has over {_MOST_YAML} bytes")
-        text = Path(path).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has references (*), expected every value written out")
-        return yaml.safe_load(text)
-    except FileNotFoundError:
-        raise
-    except (*UNREADABLE, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ValueError(
-            f"{path} cannot be read as YAML: {reason}. Correct or replace it."
-        ) from None
+    with reading(path, "YAML", "Correct or replace it"), Path(path).open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has over {_MOST_BYTES} bytes")
+        _check_events(content)
+        values = yaml.load(content, _YAML)  # noqa: S506 - a SafeLoader
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, expected names and values")
+        return {str(key): check_plain(value, str(key)) for key, value in values.items()}
+
+
+def check_plain(value: Any, place: str) -> Any:
+    """A copy of numbers, strings, lists and mappings, tuples as lists; others are a ValueError."""
+    if isinstance(value, dict):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{place} has the key {shown(wrong[0])}, expected strings")
+        return {key: check_plain(each, f"{place}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [check_plain(each, f"{place}[{i}]") for i, each in enumerate(value)]
+    kinds = (bool, int, float, str, type(None))
+    if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{place} is {shown(value)}, expected finite numbers, strings or null")
+    return value
+
+
+def _check_events(content: bytes) -> None:
+    depth = 0
+    for event in yaml.parse(content, _YAML):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("it has an anchor or alias")
+        if tag := getattr(event, "tag", None):
+            raise ValueError(f"it has the tag {tag}")
+        if depth > _DEPTH:
+            raise ValueError(f"it is nested more than {_DEPTH} deep")

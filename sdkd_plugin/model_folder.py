@@ -6,7 +6,6 @@ is built only after all of it has been checked. See `models.registry` for the mo
 
 import hashlib
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -16,18 +15,18 @@ from typing import Any
 
 import torch
 import yaml
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES, load_file, save
 from torch import Tensor, nn
 
 from sdkd_plugin._checks import check_type, shown
 from sdkd_plugin._explained import explained
-from sdkd_plugin._files import atomic_path, check_writable, locked, remove_stale
+from sdkd_plugin._files import PathLike, atomic_path, check_writable, checksum, locked, remove_stale
+from sdkd_plugin._plain import check_plain, read_yaml
 from sdkd_plugin._version import __version__
-from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
 from sdkd_plugin.models.registry import Shapes, make_model, make_to_fit, shapes, tensors
 from sdkd_plugin.spectral import AbstractTransform
+from sdkd_plugin.teachers import accepted_inputs
 
 FORMAT = 2
 CARD = "card.yaml"
@@ -96,17 +95,17 @@ class ModelCard:
 
 def describe_transform(transform: AbstractTransform) -> dict[str, Any]:
     """A transform's class and sizes, for a card."""
-    sizes = {"shape": list(transform.domain_shape), "axes": list(transform.domain_axes)}
     known = {name: getattr(transform, name, None) for name in ("boundary", "method")}
     return {
         "class": type(transform).__name__,
-        **sizes,
+        "shape": list(transform.domain_shape),
+        "axes": list(transform.domain_axes),
         **{name: value for name, value in known.items() if isinstance(value, str)},
     }
 
 
 @explained
-def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard) -> Path:
+def save_model(folder: PathLike, model: nn.Module, card: ModelCard) -> Path:
     """Write a model's weights and its card; the folder is made if need be, and returned.
 
     The weights' file is named after its checksum, and the card, which is replaced last and as a
@@ -126,22 +125,23 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard
     folder = Path(folder)
     make_to_fit(card.model, card.arguments, shapes(model))
     # Copies, because models may share weights, which the file's format does not have.
-    state = {name: value.detach().cpu().clone() for name, value in tensors(model).items()}
-    state = {name: value.contiguous() for name, value in state.items()}
-    content = save(state)
-    checksum = hashlib.sha256(content).hexdigest()
-    final = folder / _WEIGHTS.format(checksum)
-    versions = {"sdkd_plugin": __version__, "torch": str(torch.__version__)}
-    versions["python"] = platform.python_version()
-    values: dict[str, Any] = {"format": FORMAT, **asdict(replace(card, versions=versions))}
-    values["weights"] = checksum
+    copies = {name: value.detach().cpu().clone() for name, value in tensors(model).items()}
+    content = save({name: value.contiguous() for name, value in copies.items()})
+    weights = hashlib.sha256(content).hexdigest()
+    final = folder / _WEIGHTS.format(weights)
+    versions = {
+        "sdkd_plugin": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    values = {"format": FORMAT, **asdict(replace(card, versions=versions)), "weights": weights}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
     check_writable(final)
     with locked(folder):  # another writer would remove the weights before their card is there
         with atomic_path(final) as path:
             path.write_bytes(content)
         with atomic_path(folder / CARD) as path:
-            path.write_bytes(f"{text}checksum: {_checksum(text.encode())}\n".encode())
+            path.write_bytes(f"{text}checksum: {_sha256(text.encode())}\n".encode())
         # The old weights, and what an interrupted save left.
         remove_stale(folder, "weights-*")
         for other in folder.glob("weights-*.safetensors"):
@@ -150,15 +150,13 @@ def save_model(folder: str | os.PathLike[str], model: nn.Module, card: ModelCard
     return folder
 
 
-def has_model(folder: str | os.PathLike[str]) -> bool:
+def has_model(folder: PathLike) -> bool:
     """Whether a model was saved in a folder."""
     return (Path(folder) / CARD).is_file()
 
 
 @explained
-def load_model(
-    folder: str | os.PathLike[str], fits: ModelCard | None = None
-) -> tuple[nn.Module, ModelCard]:
+def load_model(folder: PathLike, fits: ModelCard | None = None) -> tuple[nn.Module, ModelCard]:
     """A saved model with its weights, in eval mode, and its card.
 
     Args:
@@ -172,11 +170,11 @@ def load_model(
     """
     folder = _existing(folder)
     with locked(folder):
-        card, checksum = _read_card(folder)
-        path = folder / _WEIGHTS.format(checksum)
+        card, weights = _read_card(folder)
+        path = folder / _WEIGHTS.format(weights)
         try:
             declared = _declared(path)
-            if _file_checksum(path) != checksum:
+            if checksum(path) != weights:
                 raise ValueError("the checksum of the weights is not the card's")
             if fits is not None:
                 card.check_fits(fits)
@@ -188,7 +186,7 @@ def load_model(
 
 
 @explained
-def load_card(folder: str | os.PathLike[str]) -> ModelCard:
+def load_card(folder: PathLike) -> ModelCard:
     """The card of a saved model alone; raises as `load_model`."""
     return _read_card(_existing(folder))[0]
 
@@ -199,8 +197,11 @@ class PhysicalUnits(nn.Module):
     Formula: ``output.scale * model((x - input.offset) / input.scale) + output.offset``
 
     Args:
-        model: of normalised values.
-        units: as in `ModelCard`; a missing part is 1 and 0.
+        model: of normalised values; its taps keep their names.
+        units: as in `ModelCard`, or with tensors; a missing part is 1 and 0.
+
+    Raises:
+        ValueError: if the input's scale is 0.
 
     Example:
         >>> units = {"input": {"scale": 2.0, "offset": 1.0}, "output": {"scale": 3.0}}
@@ -216,19 +217,23 @@ class PhysicalUnits(nn.Module):
     def __init__(self, model: nn.Module, units: _Values) -> None:
         super().__init__()
         self.model = model
+        self.taps = {tap: f"model.{path}" for tap, path in getattr(model, "taps", {}).items()}
         for side, values in (("in", "input"), ("out", "output")):
             given = units.get(values, {})
             for name, default in (("scale", 1.0), ("offset", 0.0)):
                 number = torch.as_tensor(given.get(name, default), dtype=torch.float32)
                 self.register_buffer(f"{side}_{name}", number, persistent=False)
+        if not bool((self.in_scale != 0).all()):
+            raise ValueError(f"`units` has the input scale {shown(self.in_scale)}, expected no 0.")
 
-    def forward(self, x: Float[Tensor, "..."], *args: Any, **inputs: Any) -> Tensor:
-        """Forecast; further inputs are passed on as they are."""
-        forecast = self.model((x - self.in_offset) / self.in_scale, *args, **inputs)
+    def forward(self, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
+        """Forecast; of further inputs those that the model accepts are passed on as they are."""
+        accepted = accepted_inputs(self.model, inputs)
+        forecast = self.model((x - self.in_offset) / self.in_scale, *args, **accepted)
         return self.out_scale * forecast + self.out_offset
 
 
-def _existing(folder: str | os.PathLike[str]) -> Path:
+def _existing(folder: PathLike) -> Path:
     if not has_model(folder):
         raise FileNotFoundError(f"{folder} holds no {CARD}, expected what `save_model` wrote.")
     return Path(folder)
@@ -245,8 +250,8 @@ def _read_card(folder: Path) -> tuple[ModelCard, str]:
             f"{path} has format {shown(values.get('format'))} and {shown(sorted(values))}, "
             f"expected format {FORMAT} and {sorted(known)}: save the model with this version."
         )
-    text, _, checksum = path.read_bytes().rpartition(b"checksum: ")
-    if checksum != f"{_checksum(text)}\n".encode():
+    text, _, last = path.read_bytes().rpartition(b"checksum: ")
+    if last != f"{_sha256(text)}\n".encode():
         raise ValueError(f"{path} was changed: its last line is not the checksum of what is above.")
     if not isinstance(weights, str) or not re.fullmatch("[0-9a-f]{64}", weights):
         raise ValueError(f"{path} has weights {shown(weights)}, expected their SHA-256.")
@@ -265,15 +270,7 @@ def _declared(path: Path) -> Shapes:
         return {k: (_DTYPES[s.get_dtype()], tuple(s.get_shape())) for k, s in slices.items()}
 
 
-def _file_checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def _checksum(text: bytes) -> str:
+def _sha256(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """The command line as its users type it: runs, files, JSON, exit codes and messages."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from click.testing import CliRunner
 
 from sdkd_plugin.adapters.neuralop import REGISTERED
 from sdkd_plugin.cli import main
-from sdkd_plugin.cli.settings import checkpoint_weights
+from sdkd_plugin.cli.settings import checkpoint_weights, in_task_units
 from sdkd_plugin.export import OnnxModel
 from sdkd_plugin.model_folder import load_model
+from sdkd_plugin.models import UNet
+from sdkd_plugin.taps import TapReader
 
 QUICK = ["training.steps=6", "training.validations=2", "training.batch_size=4"]
 
@@ -54,7 +57,23 @@ def test_evaluate_gives_the_scores_of_the_card():
     assert set(rows) == {"persistence", "teacher/student", "runs/student"}
     for name in ("teacher/student", "runs/student"):
         assert rows[name]["mae"] == pytest.approx(load_model(name)[1].metrics["mae"], rel=1e-5)
-    assert "| persistence |" in run("evaluate", "runs")
+    text = run("evaluate", "runs")
+    assert re.search(r"\| persistence \| [\d.,]+ \|.* - \|", text)
+    assert "nan" not in text
+    count = sum(p.numel() for p in load_model("runs/student")[0].parameters())
+    assert f" {count:,} |" in text
+
+
+def test_a_model_of_other_units_forecasts_in_those_of_the_task():
+    own = {"input": {"scale": 2.0, "offset": 1.0}, "output": {"scale": [3.0], "offset": [4.0]}}
+    task = {"input": {"scale": 5.0, "offset": -1.0}, "output": {"scale": 0.5, "offset": 2.0}}
+    model, x = UNet(in_channels=1, out_channels=1, width=2), torch.randn(2, 1, 8, 8)
+    inside = in_task_units(model, own, task)
+    expected = (3 * model((5 * x - 1 - 1) / 2) + 4 - 2) / 0.5
+    torch.testing.assert_close(inside(x, unknown=1), expected)
+    with TapReader(inside, ["latent"]) as taps:
+        inside(x)
+    assert taps.read()["latent"].shape[0] == 2
 
 
 def test_export_is_in_physical_units():
@@ -130,7 +149,10 @@ def test_an_int8_student_of_a_computed_flow(monkeypatch, tmp_path):
         (["benchmark", "runs", "benchmark.forms=[fast]"], "'fast'"),
         (["benchmark", "runs", "nowhere"], "nowhere"),
         (["report", "traffic"], "expected the folder of a run"),
-        (["simulate", "navier_stokes", "out.txt", "n_samples=1", "colour=1"], "colour"),
+        (["simulate", "navier_stokes", "out.npy", "n_samples=1", "colour=1"], "colour"),
+        # Before it computes for hours.
+        (["simulate", "navier_stokes", "out.txt", "n_samples=100000"], "expected a file .npy"),
+        (["simulate", "rayleigh_benard", "/proc/no/a.npy", "n_samples=100000"], "free space"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(words, message):
@@ -151,7 +173,7 @@ def test_a_checkpoint_of_a_host_is_a_teacher_and_nothing_in_it_runs(tmp_path):
             return Path.touch, (tmp_path / "touched",)
 
     torch.save({"state_dict": {"a": torch.ones(1), "b": Payload()}}, tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint") as refused:
+    with pytest.raises(ValueError, match="cannot be read as weights") as refused:
         checkpoint_weights(tmp_path / "foreign.pt")
     assert refused.value is not None
     assert not (tmp_path / "touched").exists()

@@ -1,5 +1,7 @@
 """Files are written as a whole, and read without running, expanding or trusting what is in them."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdkd_plugin._files import atomic_files, atomic_path, check_files, check_writable
+from sdkd_plugin._files import atomic_files, atomic_path, check_files, check_writable, locked
 from sdkd_plugin._plain import load_plain, read_yaml
 
 
@@ -112,13 +114,27 @@ def test_yaml_without_references(tmp_path: Path):
         f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abc", "bcd", strict=True)
     )
     for text, said in (
-        (bomb, "references"),
+        (bomb, "anchor or alias"),
         ("a: [1", "cannot be read as YAML"),
-        ("a: 1\n" * 2**18, "over 1048576 bytes"),
-        ("!!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("[a, b]", "it holds a list, expected names and values"),
+        ("a: 1\n" * 2**20, "over 4194304 bytes"),
+        ("!!python/object/apply:os.getcwd []", "it has the tag"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"a\.yaml cannot be read .*{said}|{said}"):
             read_yaml(path)
     with pytest.raises(FileNotFoundError, match="none"):
         read_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch, wait: bool):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path, wait=wait) as held:
+        assert held is wait
+    with atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("a")
+    assert (tmp_path / "a.txt").read_text() == "a"

@@ -54,6 +54,7 @@ def test_an_epoch_is_a_pass_over_the_labelled_and_the_unlabelled_go_on():
 def test_the_order_follows_from_seed_and_epoch():
     whole = epochs(3, seed=4)
     assert epochs(3, seed=4) == whole != epochs(3, seed=5)
+    assert epochs(1, seed=2**62) != epochs(1, seed=2**62 + 1)
     sampler = MixedSampler(LABELLED, batch_size=4, ratio=0.75, seed=4)
     sampler.set_epoch(2)
     assert list(sampler) == np.ravel(whole[2]).tolist()
@@ -295,6 +296,7 @@ def test_bad_unlabelled_windows():
         (range(35, 45), r"`unlabelled` has windows of train too, such as \[35, 36, 37\]"),
         ([61, 62], r"`unlabelled` has windows of test too, such as \[62\]"),
         ([100, 500], "`unlabelled` has windows from 100 to 500, expected 0 to 111"),
+        ([], r"`len\(unlabelled\)` is 0, expected an integer of at least 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             module(unlabelled=numbers)

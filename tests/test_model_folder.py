@@ -88,6 +88,8 @@ def test_a_card_says_what_physical_values_and_data_are(tmp_path):
     x = torch.randn(1, 2, 8, 8)
     expected = 3 * model((x - 1) / 2)
     torch.testing.assert_close(PhysicalUnits(model, read.units)(x), expected)
+    with pytest.raises(ValueError, match=r"`units` has the input scale .*, expected no 0"):
+        PhysicalUnits(model, {"input": {"scale": [1.0, 0.0]}})
 
 
 def test_other_data_are_refused(tmp_path, as_shipped):

@@ -4,9 +4,10 @@ Here are the commands and their help; what they do is in `sdkd_plugin.cli.work`,
 when they run.
 """
 
+import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -53,30 +54,37 @@ def main() -> None:
     """
 
 
-def _command(function: Callable[..., None]) -> click.Command:
-    """A command of settings and overrides, with ``--json``; its work has the same name."""
-    for decorate in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
-        click.argument("settings"),
-    ):
-        function = decorate(function)
-    return main.command()(function)
+def _printing(function: Callable[..., dict[str, Any]]) -> click.Command:
+    """A command that prints the text of what is found or, with ``--json``, all of the rest."""
+
+    @functools.wraps(function)
+    def command(as_json: bool, **arguments: Any) -> None:
+        found = function(**arguments)
+        text = found.pop("text")
+        if as_json:
+            click.echo(json.dumps(found, allow_nan=False))
+        elif sys.stdout.isatty():
+            from rich.console import Console
+            from rich.markdown import Markdown
+
+            Console().print(Markdown(text))
+        else:
+            click.echo(text)
+
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+    return main.command()(as_json(command))
 
 
-def _finish(found: Mapping[str, Any], as_json: bool) -> None:
-    """Print what a command found: its text, or all of the rest as JSON."""
-    text = found["text"]
-    if as_json:
-        rest = {name: value for name, value in found.items() if name != "text"}
-        click.echo(json.dumps(rest, allow_nan=False))
-    elif sys.stdout.isatty():
-        from rich.console import Console
-        from rich.markdown import Markdown
+def _command(function: Callable[..., dict[str, Any]]) -> click.Command:
+    """A command of settings and overrides."""
+    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    return _printing(click.argument("settings")(overrides(function)))
 
-        Console().print(Markdown(text))
-    else:
-        click.echo(text)
+
+def _work() -> Any:
+    from sdkd_plugin.cli import work
+
+    return work
 
 
 _resume = click.option("--resume", is_flag=True, help="Go on with the run in the folder `out`.")
@@ -84,7 +92,7 @@ _resume = click.option("--resume", is_flag=True, help="Go on with the run in the
 
 @_command
 @_resume
-def study(settings: str, overrides: tuple[str, ...], as_json: bool, resume: bool) -> None:
+def study(settings: str, overrides: tuple[str, ...], resume: bool) -> dict[str, Any]:
     """Does distillation pay on my data? Compare the student alone and distilled.
 
     Trains the student alone, with plain-MSE distillation and with SDKD, training.seeds times each,
@@ -107,14 +115,12 @@ def study(settings: str, overrides: tuple[str, ...], as_json: bool, resume: bool
     distillation:  kd_weight, weighting, latents, labels, ...: options of SDKDDistiller
     out, jobs, device
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.study_run("study", settings, overrides, resume), as_json)
+    return _work().study_run("study", settings, overrides, resume)
 
 
 @_command
 @_resume
-def distill(settings: str, overrides: tuple[str, ...], as_json: bool, resume: bool) -> None:
+def distill(settings: str, overrides: tuple[str, ...], resume: bool) -> dict[str, Any]:
     """Train one student, by a saved teacher or alone, and keep it in `out`/student.
 
     \b
@@ -124,26 +130,22 @@ def distill(settings: str, overrides: tuple[str, ...], as_json: bool, resume: bo
     The second trains a model on labels alone: a teacher, for instance. See "sdkd study --help" for
     the settings.
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.study_run("distill", settings, overrides, resume), as_json)
+    return _work().study_run("distill", settings, overrides, resume)
 
 
 @_command
-def evaluate(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def evaluate(settings: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """Errors of the student, its teachers and the baselines on the test samples.
 
     \b
     sdkd evaluate runs/traffic
     sdkd evaluate traffic model=runs/other/student task.data=FOLDER
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.evaluate(settings, overrides), as_json)
+    return _work().evaluate(settings, overrides)
 
 
 @_command
-def export(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def export(settings: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """Write the student as ONNX or for torch.export, in physical units, and check the file.
 
     \b
@@ -151,16 +153,12 @@ def export(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
     sdkd export runs/ns export.format=pt2
     sdkd export runs/ns export.int8=true
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.export(settings, overrides), as_json)
+    return _work().export(settings, overrides)
 
 
 @_command
 @click.option("--teacher", metavar="FOLDER", help="Instead of the settings' teacher.")
-def benchmark(
-    settings: str, overrides: tuple[str, ...], as_json: bool, teacher: str | None
-) -> None:
+def benchmark(settings: str, overrides: tuple[str, ...], teacher: str | None) -> dict[str, Any]:
     """Time the student beside its teacher, with their errors.
 
     Times both, eager and as ONNX and int8 files, by batch size, and writes benchmark.md, .csv and
@@ -176,35 +174,28 @@ def benchmark(
     benchmark:  batch_sizes; threads of the CPU; seconds for each time;
                 forms: eager, compiled, onnx, int8
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.benchmark(settings, overrides, teacher), as_json)
+    return _work().benchmark(settings, overrides, teacher)
 
 
 @_command
-def report(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def report(settings: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """Write report.html, table and pictures of a finished run into its folder.
 
     \b
     sdkd report runs/traffic
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.report(settings, overrides), as_json)
+    return _work().report(settings, overrides)
 
 
-@main.command()
+@_printing
 @click.argument("name", type=click.Choice(["traffic", "navier_stokes", "rayleigh_benard"]))
 @click.argument("out")
 @click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def simulate(name: str, out: str, options: tuple[str, ...], as_json: bool) -> None:
+def simulate(name: str, out: str, options: tuple[str, ...]) -> dict[str, Any]:
     """Simulate data: a folder of traffic files, or an .npy file of trajectories.
 
     \b
     sdkd simulate traffic data/simulated n_sensors=50 days=7
     sdkd simulate navier_stokes data/ns.npy n_samples=200 viscosity=1e-3 resolution=32 duration=20
     """
-    from sdkd_plugin.cli import work
-
-    _finish(work.simulate(name, out, options), as_json)
+    return _work().simulate(name, out, options)

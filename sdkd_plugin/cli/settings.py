@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from sdkd_plugin import study
 from sdkd_plugin._checks import check_choice, check_type
-from sdkd_plugin._plain import UNREADABLE, check_archive, load_plain
+from sdkd_plugin._plain import check_archive, check_plain, load_plain, read_yaml, reading
 from sdkd_plugin.data import find_traffic, read_csv_pair, read_los_loop, simulate_traffic
-from sdkd_plugin.data.plain_yaml import check_plain, read_yaml
 from sdkd_plugin.data.traffic import Missing
 from sdkd_plugin.losses import LatentPair
 from sdkd_plugin.model_folder import (
@@ -30,7 +29,6 @@ from sdkd_plugin.model_folder import (
 from sdkd_plugin.models.registry import make_model, model_class
 from sdkd_plugin.spectral import Bands, GraphTransform
 from sdkd_plugin.study import Task
-from sdkd_plugin.teachers import accepted_inputs
 
 SHIPPED = Path(__file__).parents[1] / "conf/cli"
 FILE = "settings.yaml"
@@ -51,15 +49,7 @@ _PARTS: dict[str, Any] = {
 
 
 def read_settings(source: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings of a file, of a run's folder, or of the package by name, and changes to them.
-
-    Args:
-        source: path or name.
-        overrides: such as ``training.steps=100``.
-
-    Raises:
-        FileNotFoundError, ValueError: if there are none, or something in them is unknown.
-    """
+    """Settings of a file, of a run's folder, or of the package by name, with the overrides."""
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
@@ -82,8 +72,12 @@ def read_settings(source: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def read_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """Options given as key=value."""
-    return _merged({}, {}, overrides)
+    """Options given as key=value, lists as tuples."""
+    return _tuples(_merged({}, {}, overrides))
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
 def _merged(
@@ -137,14 +131,13 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 def make_task(settings: Mapping[str, Any]) -> Task:
     """The task that settings name."""
-    options = dict(settings["task"])
+    options = _tuples(settings["task"])
     make, bands = TASKS[options.pop("name")], options.pop("bands", None)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     try:
         task = make(**options)
     except TypeError as error:
         raise ValueError(f"`task` has {sorted(options)}: {error}.") from error
-    return task if bands is None else replace(task, bands=Bands(tuple(bands)))
+    return task if bands is None else replace(task, bands=Bands(bands))
 
 
 def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) -> ModelCard:
@@ -157,7 +150,7 @@ def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) 
         arguments,
         transform=describe_transform(task.transform),
         units={
-            side: {"scale": _listed(scale), "offset": _listed(offset)}
+            side: {"scale": _plain(scale), "offset": _plain(offset)}
             for side, (scale, offset) in units.items()
         },
         data={
@@ -170,7 +163,7 @@ def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) 
     )
 
 
-def _listed(value: float | Tensor) -> Any:
+def _plain(value: float | Tensor) -> Any:
     return value.tolist() if isinstance(value, Tensor) else float(value)
 
 
@@ -198,35 +191,33 @@ def _complete(part: str, given: Mapping[str, Any], task: Task) -> tuple[str, dic
         check_choice(f"an option of {part}", option, ["model", "arguments", "path"])
     _import_host(str(name))
     x, y, u = task.train.x, task.train.y, task.train.inputs.get("u")
-    sizes = {"in_channels": x.shape[1], "out_channels": y.shape[1]}
+    sizes: dict[str, Any] = {"in_channels": x.shape[1], "out_channels": y.shape[1]}
     more: dict[str, Any] = {"shape": list(x.shape[2:])}
     if isinstance(task.transform, GraphTransform):
         sizes = {"window": x.shape[1], "horizon": y.shape[1], "n_nodes": x.shape[2]}
         sizes |= {"input_size": x.shape[3], "output_size": y.shape[3]}
         more = {"exog_size": 0 if u is None else u.shape[-1]}
-    taken = inspect.signature(model_class(str(name))).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in taken):
-        known = sizes
-    else:
-        names = {each.name for each in taken}
-        known = {key: value for key, value in {**sizes, **more}.items() if key in names}
-    return str(name), {**known, **(given.get("arguments") or {})}
+    taken = inspect.signature(model_class(str(name))).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        sizes = {key: value for key, value in {**sizes, **more}.items() if key in taken}
+    return str(name), {**sizes, **(given.get("arguments") or {})}
+
+
+def listed(teacher: Any) -> list[Any]:
+    """What settings name as ``teacher``: none, one or a list."""
+    return teacher if isinstance(teacher, list) else [] if teacher is None else [teacher]
 
 
 def teachers_of(settings: Mapping[str, Any], task: Task) -> list[nn.Module]:
     """The trained teachers, none if the settings name none."""
-    given = settings["teacher"]
-    several = given if isinstance(given, list) else [] if given is None else [given]
-    return [load_any(each, task)[0] for each in several]
+    return [load_any(each, task)[0] for each in listed(settings["teacher"])]
 
 
 def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
     """A saved model that reads and forecasts in the task's units, and its name.
 
-    Args:
-        given: a model folder, or a mapping with the ``path`` of a checkpoint and, as there is no
-            card, ``model`` and ``arguments``; its units are taken to be the task's.
-        task: whose shapes it must have.
+    ``given`` is a model folder, or a mapping with the ``path`` of a checkpoint and, as there is no
+    card, ``model`` and ``arguments``; its units are taken to be the task's.
     """
     if not isinstance(given, dict):
         model, card = saved(given)
@@ -234,7 +225,7 @@ def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
         try:
             replace(card, data={}).check_fits(replace(ours, data={}))
         except ValueError:  # normalised by other numbers
-            model = InTaskUnits(model, card.units, ours.units)
+            model = in_task_units(model, card.units, ours.units)
         return model, str(given)
     if "path" not in given:
         raise ValueError(f"a teacher has {sorted(given)}, expected path, model and arguments.")
@@ -254,30 +245,15 @@ def saved(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
     return load_model(folder)
 
 
-class InTaskUnits(nn.Module):
-    """A model of other units, for data that have the task's.
-
-    Args:
-        model: of its own normalisation.
-        own: units of its card.
-        task: units of the task's card.
-    """
-
-    def __init__(self, model: nn.Module, own: Mapping[str, Any], task: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.physical = PhysicalUnits(model, own)
-        taps: dict[str, str] = getattr(model, "taps", {})
-        self.taps = {name: f"physical.model.{path}" for name, path in taps.items()}
-        for name, side in (("x", "input"), ("y", "output")):
-            for part in ("scale", "offset"):
-                self.register_buffer(f"{name}_{part}", torch.tensor(task[side][part]))
-
-    def forward(self, x: Tensor, **inputs: Any) -> Tensor:
-        """Forecast in the task's units."""
-        number = self.get_buffer
-        given = accepted_inputs(self.physical.model, inputs)
-        y = self.physical(number("x_scale") * x + number("x_offset"), **given)
-        return (y - number("y_offset")) / number("y_scale")
+def in_task_units(
+    model: nn.Module, own: Mapping[str, Any], task: Mapping[str, Any]
+) -> PhysicalUnits:
+    """A model with the units of its own card, for data with those of the task's card."""
+    inverse = {}
+    for side in ("input", "output"):
+        scale, offset = (torch.tensor(task[side][part]) for part in ("scale", "offset"))
+        inverse[side] = {"scale": 1 / scale, "offset": -offset / scale}
+    return PhysicalUnits(PhysicalUnits(model, own), inverse)
 
 
 class _Nothing:
@@ -288,15 +264,10 @@ class _Nothing:
 
 
 def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a host's checkpoint by name. What else it names is not looked up or run.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds no weights.
-    """
+    """The tensors of a host's checkpoint by name. What else it names is not looked up or run."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist, expected a checkpoint of the teacher.")
-    try:
+    with reading(path, "a checkpoint"):
         check_archive(path)
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins: list[Any] = [(_Nothing, name) for name in named]
@@ -304,8 +275,6 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             stored = load_plain(path, "cpu")
         stored = stored.get("state_dict", stored)
         weights = {str(k): v for k, v in stored.items() if isinstance(v, Tensor)}
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error}).") from error
     if not weights:
         raise ValueError(f"{path} holds no weights by name, expected a checkpoint.")
     own = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}

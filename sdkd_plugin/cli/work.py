@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin._files import atomic_path
+from sdkd_plugin._files import atomic_path, check_writable
 from sdkd_plugin.cli import settings as described
 from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
 from sdkd_plugin.export import export_model, quantize_onnx
 from sdkd_plugin.model_folder import has_model, save_model
-from sdkd_plugin.report import check_folder, choose_device, parameter_count
+from sdkd_plugin.report import check_folder, choose_device, format_table, parameter_count
 from sdkd_plugin.report.figures import accuracy_latency
 from sdkd_plugin.report.speed import Form, measure_speed
 from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
@@ -104,14 +104,14 @@ def evaluate(source: str, overrides: Sequence[str]) -> Found:
     settings = described.read_settings(source, overrides)
     task = described.make_task(settings)
     rows = [{"model": k, **task.scores(f(task.test))} for k, f in task.baselines.items()]
-    given = settings["teacher"]
-    teachers = given if isinstance(given, list) else [] if given is None else [given]
-    for each in [*teachers, _student(settings)]:
+    for each in [*described.listed(settings["teacher"]), _student(settings)]:
         model, name = described.load_any(each, task)
         scores = task.scores(task.forecast(model, task.test))
         rows.append({"model": name, "parameters": parameter_count(model), **scores})
     table = pd.DataFrame(rows)
-    text = "\n".join(_markdown(table))
+    styles = {name: ",.0f" if name == "parameters" else ",.4g" for name in table.columns[1:]}
+    columns = {name: (name, style) for name, style in styles.items()}
+    text = format_table(table, index=["model"], columns=columns)
     return {"task": task.name, "measure": task.measure, "rows": _plain(table), "text": text}
 
 
@@ -164,8 +164,7 @@ def benchmark(source: str, given: Sequence[str], teacher: str | None = None) -> 
     check_folder(out)
     task = described.make_task(settings)
     students = [_student(settings), *(_model_folder(each) for each in given if "=" not in each)]
-    of = teacher or settings["teacher"]
-    teachers = of if isinstance(of, list) else [] if of is None else [of]
+    teachers = described.listed(teacher or settings["teacher"])
     loaded = (described.load_any(each, task) for each in [*teachers, *students])
     models = {name: model.to(device) for model, name in loaded}
 
@@ -209,11 +208,12 @@ def report(source: str, overrides: Sequence[str]) -> Found:
 
 def simulate(name: str, out: str, overrides: Sequence[str]) -> Found:
     """Simulated data in files."""
-    options = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in described.read_options(overrides).items()
-    }
+    options = described.read_options(overrides)
     target = Path(out)
+    if name != "traffic":
+        if target.suffix != ".npy":
+            raise ValueError(f"OUT is {out!r}, expected a file .npy for trajectories.")
+        check_writable(target)
     try:
         if name == "traffic":
             return _traffic_files(target, options)
@@ -221,8 +221,6 @@ def simulate(name: str, out: str, overrides: Sequence[str]) -> Found:
         fields = solve(options.pop("n_samples", 100), **options)
     except TypeError as error:
         raise ValueError(f"`{name}` has the options {sorted(options)}: {error}.") from error
-    if target.suffix != ".npy":
-        raise ValueError(f"OUT is {out!r}, expected a file .npy for trajectories.")
     with atomic_path(target) as path:
         np.save(path, fields.numpy())
     shape = list(fields.shape)
@@ -246,9 +244,3 @@ def _traffic_files(folder: Path, options: dict[str, Any]) -> Found:
 
 def _plain(rows: pd.DataFrame) -> Any:
     return json.loads(rows.to_json(orient="records", double_precision=15))
-
-
-def _markdown(table: pd.DataFrame) -> list[str]:
-    cells = table.map(lambda v: f"{v:,.4g}" if isinstance(v, float) else str(v)).to_numpy()
-    lines = [f"| {' | '.join(line)} |" for line in [table.columns, *cells]]
-    return [lines[0], "|---|" + "--:|" * (table.shape[1] - 1), *lines[1:]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from sdkd_plugin._checks import check_positive, check_positive_int, check_type
+from sdkd_plugin._checks import check_positive, check_positive_int, check_seed, check_type
 
 Sample = Mapping[str, Any]
 Readable = Dataset[Sample] | Sequence[Sample]
@@ -52,7 +52,7 @@ class MixedSampler(DistributedSampler[int]):
         rank: int = 0,
     ) -> None:
         check_positive_int("batch_size", batch_size, minimum=2)
-        check_positive_int("seed", seed, minimum=0)
+        check_seed(seed)
         check_positive("ratio", ratio)
         super().__init__(range(len(labelled)), num_replicas=world, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.n_unlabelled = round(ratio * batch_size)

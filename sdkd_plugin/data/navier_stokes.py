@@ -17,10 +17,10 @@ from torch.fft import irfft2, rfft2
 from tqdm import tqdm
 
 from sdkd_plugin._checks import (
-    MOST_SEED,
     check_choice,
     check_positive,
     check_positive_int,
+    check_seed,
     check_sizes,
     shown,
 )
@@ -130,7 +130,7 @@ def navier_stokes(
     """
     check_sizes(n_samples=n_samples, batch_size=batch_size)
     check_sizes(4, resolution=resolution, solver_resolution=solver_resolution)
-    check_positive_int("seed", seed, 0, MOST_SEED)
+    check_seed(seed)
     check_choice("downsampling", downsampling, get_args(Downsampling))
     check_dtype("dtype", dtype)
     check_positive("viscosity", viscosity, allow_zero=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fft import irfft
 from tqdm import tqdm
 
-from sdkd_plugin._checks import MOST_SEED, check_positive, check_positive_int, check_sizes
+from sdkd_plugin._checks import check_positive, check_positive_int, check_seed, check_sizes
 from sdkd_plugin._explained import explained
 from sdkd_plugin.data.boussinesq import convection_times, solve
 from sdkd_plugin.data.plate_modes import gauss_points
@@ -108,7 +108,7 @@ def rayleigh_benard(
         torch.Size([2, 2, 3, 16, 8])
     """
     check_sizes(n_samples=n_samples, batch_size=batch_size)
-    check_positive_int("seed", seed, 0, MOST_SEED)
+    check_seed(seed)
     check_positive("spin_up", spin_up, allow_zero=True)
     check_dtype("dtype", dtype)
     for points in resolution:

@@ -1,37 +1,17 @@
-"""What the readers share: which files there are, their errors, their size, and their times."""
+"""What the readers share: which files there are, their size, and their times."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
 
 from sdkd_plugin._checks import shown
-from sdkd_plugin._plain import UNREADABLE
-
-PathLike: TypeAlias = str | os.PathLike[str]
+from sdkd_plugin._files import PathLike
 
 _SMALL = 256 * 2**20
 _MOST_EXPANSION = 100
-
-
-@contextmanager
-def reading(source: PathLike, what: str) -> Iterator[None]:
-    """Turn what a library raises for a damaged file into a ValueError that names the file."""
-    try:
-        yield
-    except (*UNREADABLE, SafetensorError) as error:
-        if str(error).startswith(str(source)):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{source} cannot be read as {what}: {reason.rstrip('.')}. Fetch it again if it is "
-            "damaged."
-        ) from error
 
 
 def given_paths(paths: PathLike | Sequence[PathLike]) -> list[PathLike]:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sdkd_plugin._checks import check_type, shown
 from sdkd_plugin._explained import explained
-from sdkd_plugin._files import atomic_path as atomic_path
-from sdkd_plugin._files import check_writable
+from sdkd_plugin._files import PathLike, atomic_path, check_writable
 
 FORMAT_VERSION = 1
 """Part of every key: raise it when the files' layout changes, and old files are left alone."""
@@ -43,7 +42,6 @@ def parameters_key(parameters: Mapping[str, object]) -> str:
 def _save(path: Path, array: Tensor, parameters: Mapping[str, object]) -> None:
     stored = array.contiguous()
     metadata = {
-        "key": parameters_key(parameters),
         "parameters": _canonical_json(dict(parameters)),
         "dtype": str(stored.dtype),
         "sha256": _checksum(stored),
@@ -60,7 +58,7 @@ def _load(path: Path, parameters: Mapping[str, object]) -> Tensor:
     except SafetensorError as error:
         raise _unusable(path, f"is truncated or damaged ({error})", "safetensors") from error
     found, expected = metadata.get("parameters"), _canonical_json(dict(parameters))
-    if (metadata.get("key"), found) != (parameters_key(parameters), expected):
+    if found != expected:
         raise _unusable(path, f"was computed from the parameters {str(found)[:500]}", expected)
     # The checksum is of the bytes alone. Files of earlier versions do not have their type.
     if str(array.dtype) != (kind := metadata.get("dtype", "torch.float32")):
@@ -76,7 +74,7 @@ def load_or_compute(
     compute: Callable[[], Tensor],
     *,
     parameters: Mapping[str, object],
-    folder: str | os.PathLike[str] | None = None,
+    folder: PathLike | None = None,
 ) -> Tensor:
     """The cached array of these parameters; computed and stored first where there is none.
 

@@ -13,15 +13,9 @@ from torch import Tensor
 
 from sdkd_plugin._checks import check_not_negative, check_positive_int
 from sdkd_plugin._explained import explained
-from sdkd_plugin.data.reading import (
-    PathLike,
-    check_index,
-    check_size,
-    files_at,
-    given_paths,
-    parse_time,
-    reading,
-)
+from sdkd_plugin._files import PathLike
+from sdkd_plugin._plain import reading
+from sdkd_plugin.data.reading import check_index, check_size, files_at, given_paths, parse_time
 
 SLOT = pd.Timedelta(minutes=30)
 SLOTS_A_DAY = 48

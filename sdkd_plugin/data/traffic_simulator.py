@@ -14,7 +14,7 @@ from scipy.signal import lfilter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 
-from sdkd_plugin._checks import MOST_SEED, check_positive, check_positive_int, check_sizes
+from sdkd_plugin._checks import check_positive, check_positive_int, check_seed, check_sizes
 from sdkd_plugin._explained import explained
 from sdkd_plugin.data.cell_transmission import (
     CELL_MILES,
@@ -75,7 +75,7 @@ def simulate_traffic(
         (torch.Size([288, 12]), 'simulated traffic (cell transmission model, seed 0)')
     """
     check_sizes(n_sensors=n_sensors, days=days)
-    check_positive_int("seed", seed, 0, MOST_SEED)
+    check_seed(seed)
     check_positive("demand", demand)
     check_positive("incidents_per_day", incidents_per_day, allow_zero=True)
     if not 0 <= missing_rate < 1:

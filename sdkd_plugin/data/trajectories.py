@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sdkd_plugin._checks import check_finite
 from sdkd_plugin._explained import explained
-from sdkd_plugin._plain import load_plain
-from sdkd_plugin.data.reading import check_size, reading
+from sdkd_plugin._plain import load_plain, reading
+from sdkd_plugin.data.reading import check_size
 
 FORMATS = (".mat", ".npy", ".pt", ".safetensors")
 _MATLAB_BYTES = {"double": 8, "single": 4}

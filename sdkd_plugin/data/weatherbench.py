@@ -19,14 +19,9 @@ from torch import Tensor
 
 from sdkd_plugin._checks import check_finite, check_positive_int, check_shape
 from sdkd_plugin._explained import explained
-from sdkd_plugin.data.reading import (
-    PathLike,
-    check_index,
-    check_size,
-    files_at,
-    given_paths,
-    reading,
-)
+from sdkd_plugin._files import PathLike
+from sdkd_plugin._plain import reading
+from sdkd_plugin.data.reading import check_index, check_size, files_at, given_paths
 
 # The names that WeatherBench 1, WeatherBench 2 and the files of the ERA5 archive give their axes.
 _AXES = {"valid_time": "time", "pressure_level": "level", "latitude": "lat", "longitude": "lon"}

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, shown
-from sdkd_plugin._files import atomic_path
+from sdkd_plugin._checks import check_choice, check_positive, check_positive_int
+from sdkd_plugin._files import PathLike, atomic_path
+from sdkd_plugin.model_folder import PhysicalUnits
 from sdkd_plugin.teachers import accepted_inputs
 
 SHARED = ("edge_index", "edge_weight")
@@ -48,7 +49,7 @@ class OnnxModel:
         torch.Size([5, 1, 6, 6])
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, path: PathLike, threads: int | None = None) -> None:
         runtime = needed("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -82,7 +83,7 @@ def portable(layer: nn.Module, x: Tensor) -> nn.Module:
 def export_model(
     model: nn.Module,
     example: Tensor | Mapping[str, Tensor],
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     x_units: Units = (1.0, 0.0),
     y_units: Units = (1.0, 0.0),
@@ -131,7 +132,9 @@ def export_model(
         raise ValueError(f"`example` has the inputs {list(given)}, expected one named 'x'.")
     given = {name: value.detach().cpu() for name, value in given.items()}
     given = {"x": given.pop("x")} | accepted_inputs(model, given)
-    reference = _InUnits(copy.deepcopy(model).cpu().eval().requires_grad_(False), x_units, y_units)
+    pairs = {"input": x_units, "output": y_units}
+    units = {side: {"scale": scale, "offset": offset} for side, (scale, offset) in pairs.items()}
+    reference = PhysicalUnits(copy.deepcopy(model), units).cpu().eval().requires_grad_(False)
     batched = {name: value for name, value in given.items() if name not in shared}
     # Axes shorter than 2 in the example would be taken for constants.
     two = {name: torch.cat([value, value])[: max(2, len(value))] for name, value in batched.items()}
@@ -141,7 +144,7 @@ def export_model(
     traced = _traced(reference, given | two, shared)
     with atomic_path(path) as temporary:
         if temporary.suffix == ".onnx":
-            with quiet("torch.onnx", "onnxscript"):
+            with quiet():
                 needed("onnxscript")
                 exporter: Any = torch.onnx.export(
                     traced, dynamo=True, external_data=False, verbose=False
@@ -163,28 +166,11 @@ def export_model(
     return error
 
 
-class _InUnits(nn.Module):
-    """A model between physical units, its inputs under the names of the example."""
-
-    def __init__(self, model: nn.Module, x_units: Units, y_units: Units) -> None:
-        super().__init__()
-        self.model = model
-        names = ("x_scale", "x_offset", "y_scale", "y_offset")
-        for name, value in zip(names, (*x_units, *y_units), strict=True):
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).cpu())
-        if not bool((self.get_buffer("x_scale") != 0).all()):
-            raise ValueError(f"`x_units` is {shown(x_units)}, expected a scale other than 0.")
-
-    def forward(self, x: Tensor, **inputs: Tensor) -> Tensor:
-        x_scale, x_offset, y_scale, y_offset = self.buffers(recurse=False)
-        return y_scale * self.model((x - x_offset) / x_scale, **inputs) + y_offset
-
-
 def _traced(
-    reference: nn.Module, example: Mapping[str, Tensor], shared: Collection[str]
+    reference: PhysicalUnits, example: Mapping[str, Tensor], shared: Collection[str]
 ) -> torch.export.ExportedProgram:
     """The program of a model, with the registered layers replaced in a copy of it."""
-    changed = copy.deepcopy(reference)
+    changed: nn.Module = copy.deepcopy(reference)
     plain, kinds = portable.dispatch(nn.Module), list[Any]()
     for name, layer in list(changed.named_modules()):
         if portable.dispatch(type(layer)) is not plain:
@@ -259,15 +245,13 @@ def needed(module: str) -> Any:
 
 
 @contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporters' deprecation warnings and their notes on optional packages."""
-    before = {name: logging.getLogger(name).level for name in loggers}
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
-        for name in loggers:
-            logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)

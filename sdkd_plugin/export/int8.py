@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sdkd_plugin._files import atomic_path
+from sdkd_plugin._files import PathLike, atomic_path
 from sdkd_plugin.export.files import OnnxModel, needed, quiet
 
 
@@ -21,8 +21,8 @@ class Quantized(NamedTuple):
 
 
 def quantize_onnx(
-    source: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    source: PathLike,
+    path: PathLike,
     calibration: Iterable[Mapping[str, Tensor]],
     test: Iterable[Mapping[str, Tensor]],
 ) -> Quantized:
@@ -59,7 +59,7 @@ def quantize_onnx(
     with atomic_path(path) as temporary:
         prepared = temporary.with_suffix(".prepared.onnx")
         try:
-            with quiet("root"):
+            with quiet():
                 preprocess(os.fspath(source), os.fspath(prepared), skip_symbolic_shape=True)
                 quantization.quantize_static(
                     prepared,

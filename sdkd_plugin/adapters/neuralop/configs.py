@@ -74,7 +74,7 @@ def read_config(source: str | os.PathLike[str]) -> Bunch:
         fields = CONFIGS[str(source)].model_fields.items()
         return Bunch({"model": {name: f.default for name, f in fields if not f.is_required()}})
     content = read_yaml(path)
-    model = content.get("model") if isinstance(content, dict) else None
+    model = content.get("model")
     if not isinstance(model, dict) or "model_arch" not in model:
         raise ValueError(
             f"`source` {path} has no `model` with a `model_arch`, expected e.g. "

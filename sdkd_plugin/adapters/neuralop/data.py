@@ -17,14 +17,7 @@ from neuralop.data.transforms.normalizers import UnitGaussianNormalizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sdkd_plugin._checks import (
-    MOST_SEED,
-    check_choice,
-    check_finite,
-    check_positive_int,
-    check_sizes,
-    shown,
-)
+from sdkd_plugin._checks import check_choice, check_finite, check_seed, check_sizes, shown
 from sdkd_plugin._plain import load_plain
 from sdkd_plugin.data import read_trajectories
 
@@ -93,7 +86,7 @@ def load_navier_stokes(
     """
     check_sizes(n_train=n_train, batch_size=batch_size, train_resolution=train_resolution)
     check_sizes(frames_in=frames_in, frames_out=frames_out)
-    check_positive_int("seed", seed, 0, MOST_SEED)
+    check_seed(seed)
     check_choice("encoding", encoding, get_args(Encoding))
     lists: tuple[Sequence[int], ...] = (n_tests, test_batch_sizes, test_resolutions)
     lengths = {len(values) if isinstance(values, Sized) else None for values in lists}

@@ -13,8 +13,10 @@ from torch import Tensor
 from sdkd_plugin._checks import check_shape, check_type, shown
 from sdkd_plugin.models.registry import tensors
 
-_SIZES = ("n_modes", "hidden_channels", "lifting_channel_ratio", "projection_channel_ratio")
-_RATIOS = ("channel_mlp_expansion", "channel_mlp_dropout", "args")
+_MAY_DIFFER = (
+    *("n_modes", "hidden_channels", "lifting_channel_ratio", "projection_channel_ratio"),
+    *("channel_mlp_expansion", "channel_mlp_dropout", "args"),
+)
 # Which channels the first two axes of a weight are; all others are hidden ones on both.
 _AXES = {
     r"lifting\..*fcs\.0\.": ("lifting", ""),
@@ -51,13 +53,8 @@ def inherit(teacher: FNO, student: FNO) -> FNO:
     arguments: list[dict[str, Any]] = []
     for name, model in (("teacher", teacher), ("student", student)):
         check_type(name, model, FNO, "neuralop.models.FNO(...)")
-        arguments.append(
-            {
-                key: shown(each)
-                for key, each in model._init_kwargs.items()
-                if key not in (*_SIZES, *_RATIOS)
-            }
-        )
+        given = model._init_kwargs.items()
+        arguments.append({key: shown(each) for key, each in given if key not in _MAY_DIFFER})
         if model.factorization is not None:
             raise ValueError(
                 f"`{name}` has factorization={model.factorization!r}, expected None: only dense "
@@ -74,8 +71,7 @@ def inherit(teacher: FNO, student: FNO) -> FNO:
         for name, weight in source.items():
             for axis, channels in _channel_axes(name, weight, source, teacher.separable):
                 weight = weight.index_select(axis, kept[channels].to(weight.device))
-            modes = range(_first_mode(name, weight, teacher.separable), weight.ndim)
-            for axis in modes:
+            for axis in range(_first_mode(name, weight, teacher.separable), weight.ndim):
                 n, m = weight.shape[axis], target[name].shape[axis]
                 if m > n:
                     raise ValueError(

@@ -227,15 +227,14 @@ def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[...,
             return task_loss(out, y=y, **sample)
         mask = mask.expand_as(y)
         labelled = mask.flatten(1).any(1)
-        n_labelled = int(labelled.sum())
         rows = dict(sample)
         for name, value in sample.items():
             if isinstance(value, Tensor) and value.shape[:1] == y.shape[:1]:
                 rows[name] = value[labelled]
         out, y, mask = out[labelled], y[labelled], mask[labelled]
-        if n_labelled == 0:
+        if not len(out):
             return out.sum()
-        share = len(labelled) / n_labelled
+        share = len(labelled) / len(out)
         if "mask" in parameters:
             return share * task_loss(out, y=y, mask=mask, **rows)
         if not bool(mask.all()):
@@ -264,11 +263,11 @@ def _input_filter(student: nn.Module) -> Callable[..., tuple[tuple[Any, ...], di
     def inputs(
         _: nn.Module, args: tuple[Any, ...], sample: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        kept = dict(sample)
-        for name in sample:
-            if name not in named and (name in _FOR_THE_LOSS or name.startswith(_LATENT)):
-                del kept[name]
-        return args, kept
+        return args, {
+            name: value
+            for name, value in sample.items()
+            if name in named or not (name in _FOR_THE_LOSS or name.startswith(_LATENT))
+        }
 
     return inputs
 

@@ -51,18 +51,8 @@ def model_arguments(
 ) -> dict[str, Any]:
     """Arguments of a model: those sizes of the data that it takes, and a configuration's options.
 
-    Args:
-        name: as in `get_model_class`.
-        sizes: such as ``n_nodes`` and ``horizon``; those that the model does not take are left out.
-        options: the configuration's ``hparams``; they override sizes of the same name.
-
-    Raises:
-        ValueError: if the model does not take an option, or lacks an argument.
-
-    Example:
-        >>> sizes = {"input_size": 1, "output_size": 1, "horizon": 3, "n_nodes": 5}
-        >>> model_arguments("rnn", sizes, {"hidden_size": 8})
-        {'input_size': 1, 'output_size': 1, 'horizon': 3, 'hidden_size': 8}
+    A ValueError if the model does not take an option, or lacks an argument. Options override sizes
+    of the same name.
     """
     network = get_model_class(name)
     check_hparams(f"model.hparams of {name}", network, options)
@@ -78,7 +68,21 @@ def model_arguments(
 
 
 def make_model(name: str, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
-    """The model of these `model_arguments`."""
+    """The model of a name.
+
+    Args:
+        name: as in `get_model_class`.
+        sizes: such as ``n_nodes`` and ``horizon``; those that the model does not take are left out.
+        options: the configuration's ``hparams``; they override sizes of the same name.
+
+    Raises:
+        ValueError: if the model does not take an option, or lacks an argument.
+
+    Example:
+        >>> sizes = {"input_size": 1, "output_size": 1, "horizon": 3, "n_nodes": 5}
+        >>> make_model("rnn", sizes, {"hidden_size": 8}).input_encoder[0]
+        Linear(in_features=1, out_features=8, bias=True)
+    """
     return get_model_class(name)(**model_arguments(name, sizes, options))
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tsl.data import SpatioTemporalDataModule, SpatioTemporalDataset
 from tsl.data.loader import StaticGraphLoader
 
-from sdkd_plugin._checks import MOST_SEED, check_positive_int
+from sdkd_plugin._checks import check_positive_int, check_seed
 from sdkd_plugin.data.mixing import MixedSampler
 
 
@@ -30,8 +30,9 @@ class SeededDataModule(SpatioTemporalDataModule):
         ratio: unlabelled windows of a training batch over all; see `MixedSampler`.
 
     Raises:
-        ValueError: if the seed is not an integer of at least 0; from ``setup``, if a window is
-            unlabelled and in another part, or ``train_dataloader``, if the ratio does not fit.
+        ValueError: if the seed is not an integer of at least 0, or ``unlabelled`` is empty; from
+            ``setup``, if a window is unlabelled and in another part, or ``train_dataloader``, if
+            the ratio does not fit.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class SeededDataModule(SpatioTemporalDataModule):
         **module: Any,
     ) -> None:
         super().__init__(*args, **module)
-        check_positive_int("seed", seed, 0, MOST_SEED)
+        check_seed(seed)
         self.seed = seed
         self.ratio = ratio
+        if unlabelled is not None:
+            check_positive_int("len(unlabelled)", len(unlabelled))
         self.unlabelled = None if unlabelled is None else torch.as_tensor(unlabelled)
 
     def setup(self, stage: Any = None) -> None:
@@ -53,15 +56,10 @@ class SeededDataModule(SpatioTemporalDataModule):
         super().setup(stage)
         if self.unlabelled is None:
             return
-        if (
-            not 0
-            <= int(self.unlabelled.min())
-            <= int(self.unlabelled.max())
-            < len(self.torch_dataset)
-        ):
+        first, last = (int(each) for each in self.unlabelled.aminmax())
+        if not 0 <= first <= last < (n := len(self.torch_dataset)):
             raise ValueError(
-                f"`unlabelled` has windows from {int(self.unlabelled.min())} to "
-                f"{int(self.unlabelled.max())}, expected 0 to {len(self.torch_dataset) - 1}."
+                f"`unlabelled` has windows from {first} to {last}, expected 0 to {n - 1}."
             )
         for name, part in (("train", self.trainset), ("val", self.valset), ("test", self.testset)):
             used = torch.empty(0) if part is None else torch.as_tensor(np.asarray(part.indices))
@@ -133,7 +131,7 @@ class SeededEpochs(pl.Callback):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        check_positive_int("seed", seed, 0, MOST_SEED)
+        check_seed(seed)
         self.seed = seed
 
     def on_train_batch_start(

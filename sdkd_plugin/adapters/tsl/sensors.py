@@ -113,13 +113,10 @@ class OnSensors(nn.Module):
         self.student_scaler = student_scaler
         self.n_teacher = n_teacher
         self.n_student = n_student
-        graph = {"edge_index": edge_index, "edge_weight": edge_weight}
-        for name, value in {
-            **graph,
-            "at_teacher": match.teacher,
-            "at_student": match.student,
-        }.items():
-            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("edge_index", edge_index, persistent=False)
+        self.register_buffer("edge_weight", edge_weight, persistent=False)
+        self.register_buffer("at_teacher", match.teacher, persistent=False)
+        self.register_buffer("at_student", match.student, persistent=False)
 
     def forward(
         self,
