@@ -23,7 +23,6 @@ from sdkd_plugin.losses.band_weights import (
     make_weighting,
 )
 from sdkd_plugin.spectral import AbstractTransform, Bands
-from sdkd_plugin.spectral.transform import working_dtype
 
 
 def band_errors(
@@ -60,7 +59,7 @@ def band_errors(
     if student.shape != teacher.shape:
         check_shape("student", student.shape, teacher.shape, "the teacher's shape")
     # The difference of two half-precision fields has few digits left unless taken in float32.
-    dtype = torch.promote_types(working_dtype(student), teacher.dtype)
+    dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
     energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
     return energy / student[0].numel()
 
