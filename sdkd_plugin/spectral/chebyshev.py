@@ -74,13 +74,21 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         component = laplacian.means.indices[order]
         if laplacian.projected:
             doubled = _bordered(doubled, component)
-        values = torch.from_numpy(doubled.data)
-        self.is_complex = values.is_complex()
+        # What is kept of the recursion: the nodes, and means to take out.
+        self.kept = doubled.shape[0]
+        if np.iscomplexobj(doubled.data):
+            # Products with complex sparse matrices are slow: real and imaginary parts of fields
+            # become rows of their own.
+            re, im = doubled.real, doubled.imag
+            doubled = scipy.sparse.block_array([[re, -im], [im, re]], format="csr")
+            # Round-off of quarter turns.
+            doubled.data[np.abs(doubled.data) < 1e-15] = 0
+            doubled.eliminate_zeros()
         self.size = doubled.shape[0]
         for name, tensor in {
             "_rows": torch.from_numpy(doubled.indptr.astype(np.int32)),
             "_columns": torch.from_numpy(doubled.indices.astype(np.int32)),
-            "_values": (torch.view_as_real(values) if self.is_complex else values).to(dtype),
+            "_values": torch.from_numpy(doubled.data).to(dtype),
             "_order": torch.from_numpy(order.astype(np.int64)),
             "_place": torch.from_numpy(np.argsort(order)),
             "_component": torch.from_numpy(component.astype(np.int64)),
@@ -114,9 +122,8 @@ class ChebyshevGraph(AbstractQuadraticTransform):
 
     def _recursion(self, fields: Tensor, matrix: Tensor, tables: Tensor, out: Tensor) -> None:
         # All in place: of large fields a new tensor costs as much as a pass over three.
-        n = self.domain_shape[0]
-        tables = tables.to(matrix.dtype)
-        pair = fields.new_empty(2, self.size, len(fields), dtype=matrix.dtype)
+        n, order = self.domain_shape[0], tables.shape[1] - 1
+        pair = fields.new_empty(2, self.size, len(fields))
         before, now = pair
         spare, x = now[:n], before[:n]
         torch.index_select(spare.copy_(fields.mT), 0, self._order, out=x)
@@ -124,21 +131,20 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         x.sub_(self._of_nodes(means, spare))
         before[n:] = 0
         now.addmm_(matrix, before, beta=0, alpha=0.5)
-        flat = pair.flatten(1)
+        flat = pair[:, : self.kept].flatten(1)
         images = tables[:, 1:3] @ flat
-        for k in range(3, tables.shape[1], 2):
+        for k in range(2, order, 2):
             before.addmm_(matrix, now, beta=-1)
-            if k + 1 < tables.shape[1]:
+            if k + 1 < order:
                 now.addmm_(matrix, before, beta=-1)
-            images.addmm_(tables[:, k : k + 2], flat[: tables.shape[1] - k])
-        for image, weight, target in zip(
-            images.unflatten(1, pair.shape[1:]), tables[:, 0], out, strict=True
-        ):
+            images.addmm_(tables[:, k + 1 : k + 3], flat[: order - k])
+        images = images.unflatten(1, (self.kept, -1))
+        for image, weight, target in zip(images, tables[:, 0], out, strict=True):
             rest = weight * means
-            if self.size > n:
+            if self.kept > n:
                 rest -= image[n:]
             image[:n].add_(self._of_nodes(rest, spare))
-            target.copy_(torch.index_select(image[:n], 0, self._place, out=spare).real.mT)
+            target.copy_(torch.index_select(image[:n], 0, self._place, out=spare).mT)
 
     def _means(self, x: Tensor) -> Tensor:
         """Of components."""
@@ -154,9 +160,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         return torch.index_select(values, 0, self._component, out=out)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
-        values = self._values.to(dtype)
-        values = torch.view_as_complex(values) if self.is_complex else values
-        shape = (self.size, self.size)
+        values, shape = self._values.to(dtype), (self.size, self.size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             return torch.sparse_csr_tensor(
