@@ -74,13 +74,21 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         component = laplacian.means.indices[order]
         if laplacian.projected:
             doubled = _bordered(doubled, component)
-        values = torch.from_numpy(doubled.data)
-        self.is_complex = values.is_complex()
+        # What is kept of the recursion: the nodes, and means to take out.
+        self.kept = doubled.shape[0]
+        if np.iscomplexobj(doubled.data):
+            # Products with complex sparse matrices are slow: real and imaginary parts of fields
+            # become rows of their own.
+            re, im = doubled.real, doubled.imag
+            doubled = scipy.sparse.block_array([[re, -im], [im, re]], format="csr")
+            # Round-off of quarter turns.
+            doubled.data[np.abs(doubled.data) < 1e-15] = 0
+            doubled.eliminate_zeros()
         self.size = doubled.shape[0]
         for name, tensor in {
             "_rows": torch.from_numpy(doubled.indptr.astype(np.int32)),
             "_columns": torch.from_numpy(doubled.indices.astype(np.int32)),
-            "_values": (torch.view_as_real(values) if self.is_complex else values).to(dtype),
+            "_values": torch.from_numpy(doubled.data).to(dtype),
             "_order": torch.from_numpy(order.astype(np.int64)),
             "_place": torch.from_numpy(np.argsort(order)),
             "_component": torch.from_numpy(component.astype(np.int64)),
@@ -94,7 +102,8 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         The highest band is what the others leave.
         """
         at_zero = bands(torch.zeros(1, dtype=torch.float64))[:-1]
-        return torch.cat([at_zero, band_polynomials(bands, self.tolerance)], 1)
+        tables = torch.cat([at_zero, band_polynomials(bands, self.tolerance)], 1)
+        return tables.to(device, dtype)
 
     def _analyse(self, x: Tensor, tables: Tensor) -> Tensor:
         images: Tensor = _Images.apply(x, tables, self)
@@ -107,41 +116,51 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         out = fields.new_empty(len(tables), *fields.shape)
         matrix = self._matrix(x.dtype)
         for start in range(0, len(fields), size):
-            block = fields[start : start + size].mT.contiguous().index_select(0, self._order)
-            images = self._recursion(block, matrix, tables)
-            for i, image in enumerate(images):
-                out[i, start : start + size] = image.index_select(0, self._place).mT
+            stop = start + size
+            self._recursion(fields[start:stop], matrix, tables, out[:, start:stop])
         return out.unflatten(1, x.mT.shape[:-1]).movedim(0, -1).transpose(-2, -3)
 
-    def _recursion(self, x: Tensor, matrix: Tensor, tables: Tensor) -> list[Tensor]:
-        n = self.domain_shape[0]
-        means = x.new_zeros(len(self._members), x.shape[1]).index_add_(0, self._component, x)
-        means = self._of_nodes(means.div_(self._members[:, None].to(x)))
-        before = x.new_zeros(self.size, x.shape[1], dtype=matrix.dtype)
-        before[:n] = x.sub_(means)
-        now = (matrix @ before).div_(2)
-        coefficients = tables.tolist()
-        images = [(c[1] * before.real).add_(now.real, alpha=c[2]) for c in coefficients]
-        for k in range(3, tables.shape[1]):
-            # In place: the field before is not needed any more.
-            before, now = now, before.addmm_(matrix, now, beta=-1)
-            real = now.real
-            for image, c in zip(images, coefficients, strict=True):
-                image.add_(real, alpha=c[k])
-        for image, c in zip(images, coefficients, strict=True):
-            if self.size > n:
-                image[:n].sub_(self._of_nodes(image[n:]))
-            image[:n].add_(means, alpha=c[0])
-        return [image[:n] for image in images]
+    def _recursion(self, fields: Tensor, matrix: Tensor, tables: Tensor, out: Tensor) -> None:
+        # All in place: of large fields a new tensor costs as much as a pass over three.
+        n, order = self.domain_shape[0], tables.shape[1] - 1
+        pair = fields.new_empty(2, self.size, len(fields))
+        before, now = pair
+        spare, x = now[:n], before[:n]
+        torch.index_select(spare.copy_(fields.mT), 0, self._order, out=x)
+        means = self._means(x)
+        x.sub_(self._of_nodes(means, spare))
+        before[n:] = 0
+        now.addmm_(matrix, before, beta=0, alpha=0.5)
+        flat = pair[:, : self.kept].flatten(1)
+        images = tables[:, 1:3] @ flat
+        for k in range(2, order, 2):
+            before.addmm_(matrix, now, beta=-1)
+            if k + 1 < order:
+                now.addmm_(matrix, before, beta=-1)
+            images.addmm_(tables[:, k + 1 : k + 3], flat[: order - k])
+        images = images.unflatten(1, (self.kept, -1))
+        for image, weight, target in zip(images, tables[:, 0], out, strict=True):
+            rest = weight * means
+            if self.kept > n:
+                rest -= image[n:]
+            image[:n].add_(self._of_nodes(rest, spare))
+            target.copy_(torch.index_select(image[:n], 0, self._place, out=spare).mT)
 
-    def _of_nodes(self, values: Tensor) -> Tensor:
+    def _means(self, x: Tensor) -> Tensor:
+        """Of components."""
+        if len(self._members) == 1:
+            return x.mean(0, keepdim=True)
+        sums = x.new_zeros(len(self._members), x.shape[1]).index_add_(0, self._component, x)
+        return sums.div_(self._members[:, None].to(x))
+
+    def _of_nodes(self, values: Tensor, out: Tensor) -> Tensor:
         """Values of components as values of their nodes."""
-        return values if len(values) == 1 else values.index_select(0, self._component)
+        if len(values) == 1:
+            return values
+        return torch.index_select(values, 0, self._component, out=out)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
-        values = self._values.to(dtype)
-        values = torch.view_as_complex(values) if self.is_complex else values
-        shape = (self.size, self.size)
+        values, shape = self._values.to(dtype), (self.size, self.size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             return torch.sparse_csr_tensor(
@@ -180,8 +199,8 @@ class ChebyshevGraph(AbstractQuadraticTransform):
                 "known. from_edges(..., method='exact') computes them."
             )
         at_zero = response(torch.zeros(1, dtype=torch.float64)).double()
-        table = torch.cat([at_zero, _polynomial(response, self.tolerance)])[None]
         working = x.to(working_dtype(x))
+        table = torch.cat([at_zero, _polynomial(response, self.tolerance)])[None].to(working)
         batched = working if x.ndim > 2 else working[None]
         with torch.autocast(x.device.type, enabled=False):
             image = _Images.apply(batched, table, self)[..., 0]
