@@ -159,8 +159,9 @@ class GraphTransform(AbstractTransform):
 
     def _set_engine(self, engine: GraphBasis | ChebyshevGraph) -> None:
         self.engine, self.domain_shape = engine, engine.domain_shape
-        whole = isinstance(engine, GraphBasis) and not engine.needs_field
-        self.projection = LowBandProjection(engine) if whole else None
+        self.projection: LowBandProjection | None = None
+        if isinstance(engine, GraphBasis) and not engine.needs_field:
+            self.projection = LowBandProjection(engine)
 
     @property
     def method(self) -> str:

@@ -52,12 +52,11 @@ class LowBandProjection(AbstractQuadraticTransform):
     def _bilinear(
         self, x: Tensor, a: Tensor, y: Tensor, b: Tensor, tables: Tensor
     ) -> Float[Tensor, "batch 2"]:
-        if a is b:
-            images = a, x - a
-            norms = [torch.linalg.vector_norm(image.flatten(1), dim=1) for image in images]
+        if a is b:  # norms read each image once
+            norms = [torch.linalg.vector_norm(p.flatten(1), dim=1) for p in (a, x - a)]
             return torch.stack(norms, 1).square()
-        images = (a, b), (x - a, y - b)
-        return torch.stack([(p * q).flatten(1).sum(1) for p, q in images], 1)
+        pairs = (a, b), (x - a, y - b)
+        return torch.stack([(p * q).flatten(1).sum(1) for p, q in pairs], 1)
 
     def _combine(self, x: Tensor, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
         low, high = weights.mT.reshape(2, -1, *[1] * (x.ndim - 1))
