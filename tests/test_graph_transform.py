@@ -1,5 +1,6 @@
 """What transforms on graphs promise besides their contract."""
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -68,6 +69,41 @@ def test_torus_graph_has_the_eigenspaces_of_the_2d_grid(shape: tuple[int, int]):
         on_grid = grid.filter(x, ((eigenvalues - value).abs() < 1e-8).double())
         on_graph = graph.filter(x.flatten(1).unsqueeze(-1), lambda f, v=value: (f - v).abs() < 1e-8)
         torch.testing.assert_close(on_graph.reshape(x.shape), on_grid, **TIGHT)
+
+
+@pytest.mark.parametrize("time_last", [False, True], ids=["nodes last", "time last"])
+@pytest.mark.parametrize("name", ["random-mean", "isolated", "components"])
+def test_two_hard_bands_are_a_projection_with_every_derivative(name: str, time_last: bool):
+    transform, bands = exact(GRAPHS[name]), Bands.split(0.3)
+    assert transform.projection.saves(bands)
+    assert not transform.projection.saves(Bands.split(0.3, 0.1))
+    assert not transform.projection.saves(Bands((0.3, 0.6)))
+    assert not transform.projection.saves(Bands.split(0.999))
+    size = (2, transform.domain_shape[0], 3, 1)
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x.transpose(1, 2) if time_last else x.transpose(1, 2).contiguous()
+    energy = functools.partial(transform.sample_band_energy, bands=bands)
+    whole = functools.partial(transform.engine.sample_band_energy, bands=bands)
+    torch.testing.assert_close(energy(x), whole(x), **TIGHT)
+    weights = torch.tensor([[3.0, 0.5], [1.0, 2.0]], dtype=torch.float64)
+    mine, theirs = (
+        torch.func.grad(lambda x, e=each: (weights * e(x)).sum())(x) for each in (energy, whole)
+    )
+    torch.testing.assert_close(mine, theirs, **TIGHT)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(energy, (x,), fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(energy, (x,), fast_mode=True, check_fwd_over_rev=True)
+    batched = torch.func.vmap(energy)(x.detach()[:, None])
+    torch.testing.assert_close(batched[:, 0], whole(x.detach()), **TIGHT)
+
+
+def test_a_small_high_band_is_exact_to_rounding_in_float32():
+    """It is no difference of large numbers."""
+    transform = GraphTransform.from_edges(ring(60).edge_index, None, 60)
+    wave = torch.arange(60, dtype=torch.float64)[:, None] * (2 * torch.pi / 60)
+    x = (wave.cos() + 1e-4 * (25 * wave).cos())[None]
+    energy = transform.sample_band_energy(x.float(), Bands.split(0.25)).double()
+    torch.testing.assert_close(energy, energy.new_tensor([[30.0, 30e-8]]), rtol=3e-3, atol=0)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -80,6 +80,7 @@ class TeacherCache(StoredOutputs):
         self._columns = {
             name: (shape, files.DTYPES[dtype]) for name, shape, dtype in self._parts[0].columns
         }
+        self._names = [name for name in self._columns if name != "x"]
         self._starts = np.cumsum([0, *(int(part.starts[-1]) for part in self._parts)])
         numbers = self._small("index", np.int64)
         self.numbers = torch.from_numpy(numbers)
@@ -123,23 +124,26 @@ class TeacherCache(StoredOutputs):
         """
         rows = self._rows(index)
         if x is not None:
-            check_shape("index", rows.shape, x.shape[:1], "one number for each sample of x")
-            known = torch.from_numpy(self._sums[rows])
-            other = ~((weighted_sums(x).cpu() - known[:, 0]).abs() <= _SAME * known[:, 1])
-            if bool(other.any()):
-                raise ValueError(
-                    f"the inputs of sample {index.cpu()[other][0].tolist()} are not those of the "
-                    f"cache in {self.folder}: the data, their scaling or numbers changed, or the "
-                    "inputs are augmented or forecasts. Build the cache with `views`, or give live "
-                    "teachers."
-                )
-        read = self._read([name for name in self._columns if name != "x"], rows)
+            self._check_inputs(index, rows, x)
+        read = self._read(self._names, rows)
         if x is not None:
             read = {name: values.to(x.device) for name, values in read.items()}
         return tuple(
             TeacherOutput(read[f"{i}.forecast"], {tap: read[f"{i}.latent.{tap}"] for tap in taps})
             for i, taps in enumerate(self.taps)
         )
+
+    def _check_inputs(self, index: Tensor, rows: np.ndarray, x: Tensor) -> None:
+        check_shape("index", rows.shape, x.shape[:1], "one number for each sample of x")
+        sums, magnitudes = self._sums[rows].T
+        same = np.abs(weighted_sums(x).cpu().numpy() - sums) <= _SAME * magnitudes
+        if not same.all():
+            raise ValueError(
+                f"the inputs of sample {index.cpu().numpy()[~same][0].tolist()} are not those of "
+                f"the cache in {self.folder}: the data, their scaling or numbers changed, or the "
+                "inputs are augmented or forecasts. Build the cache with `views`, or give live "
+                "teachers."
+            )
 
     def draw_views(
         self, index: Int[Tensor, " batch"], x: Float[Tensor, "batch ..."]
@@ -172,16 +176,15 @@ class TeacherCache(StoredOutputs):
         given = index.cpu().numpy()
         if given.ndim not in (1, 2) or given.shape[1:] not in ((), (2,)):
             raise ValueError(f"`index` has shape {given.shape}, expected (batch,) or (batch, 2).")
-        numbers, views = given.T if given.ndim == 2 else (given, np.zeros(1, np.int64))
+        numbers, views = given.T if given.ndim == 2 else (given, 0)
         places = numbers
         if self._order is not None:
             found = np.searchsorted(self._order[0], numbers).clip(max=len(self) - 1)
             places = np.where(self._order[0][found] == numbers, self._order[1][found], -1)
-        if len(given) and not (
-            0 <= places.min() <= places.max() < len(self)
-            and 0 <= views.min() <= views.max() <= self.views
-        ):
-            known = (places >= 0) & (places < len(self)) & (views >= 0) & (views <= self.views)
+        known = (places >= 0) & (places < len(self))
+        if given.ndim == 2:
+            known &= (views >= 0) & (views <= self.views)
+        if not known.all():
             raise ValueError(
                 f"`index` has {given[~known][0].tolist()}, but the cache in {self.folder} has "
                 f"{len(self)} samples with {self.views} augmented views: give the numbers that it "

@@ -21,7 +21,8 @@ from sdkd_plugin.spectral.laplacian import (
     directed_adjacency,
     graph_laplacian,
 )
-from sdkd_plugin.spectral.transform import AbstractTransform
+from sdkd_plugin.spectral.projection import LowBandProjection
+from sdkd_plugin.spectral.transform import AbstractTransform, check_field
 
 Method = Literal["auto", "exact", "low-rank", "chebyshev"]
 
@@ -65,8 +66,7 @@ class GraphTransform(AbstractTransform):
         eigenvalues: Float[Tensor, " frequencies"],
     ) -> None:
         super().__init__()
-        self.engine = GraphBasis(eigenvectors, eigenvalues)
-        self.domain_shape = self.engine.domain_shape
+        self._set_engine(GraphBasis(eigenvectors, eigenvalues))
 
     @classmethod
     @explained
@@ -154,8 +154,14 @@ class GraphTransform(AbstractTransform):
     def _of(cls, engine: GraphBasis | ChebyshevGraph) -> "GraphTransform":
         transform = cls.__new__(cls)
         AbstractTransform.__init__(transform)
-        transform.engine, transform.domain_shape = engine, engine.domain_shape
+        transform._set_engine(engine)
         return transform
+
+    def _set_engine(self, engine: GraphBasis | ChebyshevGraph) -> None:
+        self.engine, self.domain_shape = engine, engine.domain_shape
+        self.projection: LowBandProjection | None = None
+        if isinstance(engine, GraphBasis) and not engine.needs_field:
+            self.projection = LowBandProjection(engine)
 
     @property
     def method(self) -> str:
@@ -192,6 +198,10 @@ class GraphTransform(AbstractTransform):
         self, x: Float[Tensor, "batch ..."], bands: Bands
     ) -> Float[Tensor, "batch n_bands"]:
         """See `AbstractTransform`."""
+        if self.projection is not None and self.projection.saves(bands):
+            check_field(self, x, batched=True)
+            # With the nodes side by side in memory, as its products are, no pass mixes two layouts.
+            return self.projection.sample_band_energy(x.mT.contiguous().mT, bands)
         return self.engine.sample_band_energy(x, bands)
 
     def filter(
