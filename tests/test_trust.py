@@ -75,8 +75,10 @@ def test_it_warns_once_and_the_report_reads_as_a_table():
     y, a, b, _ = fields(8)
     loss = DistillationLoss(Known(y + 2 * a), GRID, BANDS)
     batch = {"x": y, "y": y}
-    with pytest.warns(UserWarning, match=r"not the better one(.|\n)*weight of the teacher"):
+    message = r"not the better one(.|\n)*weight of the teacher"
+    with pytest.warns(UserWarning, match=message) as caught:
         report = measure_teachers(loss, Known(y + b), [batch], {"zero": torch.zeros_like})
+    assert [each.filename for each in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measure_teachers(loss, Known(y + b), [batch])

@@ -3,7 +3,6 @@
 How one loss weighs its bands otherwise is in `band_weights`.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sdkd_plugin._checks import check_finite, check_mask, check_shape
+from sdkd_plugin._checks import check_finite, check_mask, check_shape, warn_caller
 from sdkd_plugin.losses.band_weights import FullPrecision
 from sdkd_plugin.spectral import AbstractTransform, Bands
 
@@ -153,9 +152,8 @@ class TeacherTrust(FullPrecision):
         report = TeacherReport(means, self.weights.clone())
         if report.worse and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 "the teacher is not the better one on these labels; it keeps the shown part of its "
-                f"weight, which is measured again at each validation.\n{report}",
-                stacklevel=3,
+                f"weight, which is measured again at each validation.\n{report}"
             )
         return report
