@@ -115,6 +115,23 @@ def test_an_int8_student_of_a_computed_flow(monkeypatch, tmp_path):
     assert json.loads(run("export", "ns", "export.format=pt2", "--json"))["error"] <= 1e-4
 
 
+def test_a_student_ends_at_the_edges_where_the_grid_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
+    layer = "resolution: [16, 8], solver_resolution: [16, 12], rayleigh: 10000.0, spin_up: 0.0"
+    Path("layer.yaml").write_text(
+        f"task: {{name: rayleigh_benard, sizes: [4, 2, 2], frames: [2, 1], {layer}}}\n"
+        "student: {model: UNet, arguments: {width: 2, depth: 1}}\n"
+    )
+    said = "The student has padding=reflect, as the task's grid"
+    assert said in run("distill", "layer.yaml", "out=layer", *QUICK)
+    assert load_model("layer/student")[1].arguments["padding"] == "reflect"
+    # No warning: nothing wraps around. A padding in the settings is used as it is.
+    run("distill", "layer.yaml", "out=pair", "teacher=layer/student", *QUICK)
+    words = ["distill", "layer.yaml", "out=own", "student.arguments.padding=zeros", *QUICK]
+    assert said not in run(*words)
+    assert load_model("own/student")[1].arguments["padding"] == "zeros"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

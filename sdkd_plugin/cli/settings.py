@@ -28,7 +28,7 @@ from sdkd_plugin.model_folder import (
     load_model,
 )
 from sdkd_plugin.models.registry import make_model, model_class
-from sdkd_plugin.spectral import Bands, GraphTransform
+from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
 from sdkd_plugin.study import Task
 from sdkd_plugin.teachers import accepted_inputs
 
@@ -175,8 +175,14 @@ def _listed(value: float | Tensor) -> Any:
 
 
 def student_of(settings: Mapping[str, Any], task: Task) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the student, with the sizes of the task's data."""
-    return _complete("student", settings["student"], task)
+    """Name and arguments of the student, with the sizes of the task's data and its boundary."""
+    name, arguments = _complete("student", settings["student"], task)
+    padding = inspect.signature(model_class(name)).parameters.get("padding")
+    if padding is not None and isinstance(task.transform, GridTransform):
+        boundary = task.transform.boundary
+        if boundary != padding.default:
+            arguments = {"padding": boundary, **arguments}
+    return name, arguments
 
 
 def made(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -42,13 +42,23 @@ def study_run(command: str, source: str, overrides: Sequence[str], resume: bool)
     if record.is_file() and not resume:
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another `out`.")
     result = _result(settings, record)
-    found: Found = {"out": str(out)}
+    student = described.student_of(settings, result.task)
+    found: Found = {
+        "out": str(out),
+        "student": dict(zip(("model", "arguments"), student, strict=True)),
+    }
     if command == "distill":
-        found["model"] = str(_save(settings, result, out / STUDENT))
+        found["model"] = str(_save(settings, result, student, out / STUDENT))
     else:
         result.write(out)
-    text = f"{result.report()}\nWritten to {found.get('model', out)}."
-    return {**found, "rows": _plain(result.rows), "text": text}
+    said = f"Written to {found.get('model', out)}."
+    padding = student[1].get("padding")
+    if padding is not None and "padding" not in (settings["student"].get("arguments") or {}):
+        said = (
+            f"The student has padding={padding}, as the task's grid; student.arguments.padding "
+            f"names another.\n{said}"
+        )
+    return {**found, "rows": _plain(result.rows), "text": f"{result.report()}\n{said}"}
 
 
 def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
@@ -77,17 +87,17 @@ def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
     return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)
 
 
-def _save(settings: dict[str, Any], result: Result, folder: Path) -> Path:
+def _save(
+    settings: dict[str, Any], result: Result, student: tuple[str, dict[str, Any]], folder: Path
+) -> Path:
     """The first seed's student as a model folder."""
-    name, arguments = described.student_of(settings, result.task)
     row = result.rows[result.rows.model == STUDENT].iloc[0]
     scores = {key: float(row[key]) for key in result.task.scores(result.task.test.y)}
     training = {key: settings[key] for key in ("training", "distillation", "teacher")}
     training |= {"seconds": float(row.seconds), "protocol": str(row.protocol)}
     card = described.card_of(
         result.task,
-        name,
-        arguments,
+        *student,
         training=training,
         metrics={**scores, "validation": float(row.validation)},
     )
