@@ -6,11 +6,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from sdkd_plugin._checks import shown
@@ -22,8 +20,6 @@ UNREADABLE = (
     *(OverflowError, MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
 )
 """What libraries raise for a file that is cut off, changed or of another format."""
-
-_MOST_YAML = 2**20
 
 
 def check_archive(path: PathLike) -> None:
@@ -83,26 +79,3 @@ def _reading(path: PathLike) -> Iterator[None]:
             f"{path} cannot be read as weights and plain values ({reason}): it is damaged, or has "
             "other objects, which are not unpickled. Give another file, or save it again."
         ) from error
-
-
-def read_yaml(path: PathLike) -> Any:
-    """The plain values of a YAML file of at most 1 MiB without references.
-
-    Raises:
-        ValueError: naming the file, if it is not so. Nested references take a line to write and
-            more than any memory to expand.
-    """
-    try:
-        if os.path.getsize(path) > _MOST_YAML:
-            raise ValueError(f"it has over {_MOST_YAML} bytes")
-        text = Path(path).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has references (*), expected every value written out")
-        return yaml.safe_load(text)
-    except FileNotFoundError:
-        raise
-    except (*UNREADABLE, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ValueError(
-            f"{path} cannot be read as YAML: {reason}. Correct or replace it."
-        ) from None

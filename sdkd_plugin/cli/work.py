@@ -10,12 +10,12 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from sdkd_plugin._checks import check_choice
 from sdkd_plugin._files import atomic_path
 from sdkd_plugin.cli import settings as described
 from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
+from sdkd_plugin.data.plain_yaml import plain_text
 from sdkd_plugin.export import export_model, quantize_onnx
 from sdkd_plugin.model_folder import has_model, save_model
 from sdkd_plugin.report import check_folder, choose_device, parameter_count
@@ -81,7 +81,7 @@ def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
     make()  # what is wrong with it is said before anything is written
     if record is not None:
         with atomic_path(record) as path:
-            path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            path.write_text(plain_text(settings), encoding="utf-8")
     options = {"jobs": settings["jobs"], "device": device, **training}
     kept = Path(settings["out"]) / "models"
     return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)

@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,26 @@ import yaml
 
 from sdkd_plugin._checks import shown
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEPTH = 32
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    pass
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+for _each in (_Loader, _Dumper):
+    # Without it 1e-3 is a string: YAML 1.1 wants 1.0e-3.
+    _exponent = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+0123456789"))
+
+
+def plain_text(values: Mapping[str, Any]) -> str:
+    """The YAML of plain values, which `read_yaml` reads as they are."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
 def read_yaml(path: str | os.PathLike[str], *, most_bytes: int = 4 << 20) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from zencfg import ConfigBase
 from zencfg.bunch import Bunch
 
 from sdkd_plugin._checks import check_choice
-from sdkd_plugin._plain import read_yaml
 from sdkd_plugin.adapters.neuralop.models import NETWORKS
+from sdkd_plugin.data.plain_yaml import read_yaml
 
 
 class SDKDModelConfig(ConfigBase):  # type: ignore[metaclass]  # pydantic's is private
@@ -74,7 +74,7 @@ def read_config(source: str | os.PathLike[str]) -> Bunch:
         fields = CONFIGS[str(source)].model_fields.items()
         return Bunch({"model": {name: f.default for name, f in fields if not f.is_required()}})
     content = read_yaml(path)
-    model = content.get("model") if isinstance(content, dict) else None
+    model = content.get("model")
     if not isinstance(model, dict) or "model_arch" not in model:
         raise ValueError(
             f"`source` {path} has no `model` with a `model_arch`, expected e.g. "
