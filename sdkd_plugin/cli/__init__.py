@@ -130,16 +130,20 @@ def distill(settings: str, overrides: tuple[str, ...], as_json: bool, resume: bo
 
 
 @_command
-def evaluate(settings: str, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.option("--rollout", type=click.IntRange(1, 1000), metavar="STEPS", help="Also roll out.")
+def evaluate(settings: str, overrides: tuple[str, ...], as_json: bool, rollout: int | None) -> None:
     """Errors of the student, its teachers and the baselines on the test samples.
+
+    With --rollout also of STEPS forecasts in a row, each made from the one before, on a grid.
 
     \b
     sdkd evaluate runs/traffic
+    sdkd evaluate runs/ns --rollout 3
     sdkd evaluate traffic model=runs/other/student task.data=FOLDER
     """
     from sdkd_plugin.cli import work
 
-    _finish(work.evaluate(settings, overrides), as_json)
+    _finish(work.evaluate(settings, overrides, rollout), as_json)
 
 
 @_command

@@ -18,10 +18,17 @@ from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
 from sdkd_plugin.data.plain_yaml import plain_text
 from sdkd_plugin.export import export_model, quantize_onnx
 from sdkd_plugin.model_folder import has_model, save_model
-from sdkd_plugin.report import check_folder, choose_device, parameter_count
+from sdkd_plugin.report import (
+    check_folder,
+    choose_device,
+    parameter_count,
+    rollout_curves,
+    rollout_scores,
+)
 from sdkd_plugin.report.figures import accuracy_latency
 from sdkd_plugin.report.speed import Form, measure_speed
-from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
+from sdkd_plugin.rollouts import Unrolled
+from sdkd_plugin.study import Arm, Result, Samples, Task, standard_arms, study
 
 Found = dict[str, Any]
 STUDENT = "student"
@@ -84,7 +91,12 @@ def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
             path.write_text(plain_text(settings), encoding="utf-8")
     options = {"jobs": settings["jobs"], "device": device, **training}
     kept = Path(settings["out"]) / "models"
-    return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)
+    try:
+        return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)
+    except ValueError:
+        if record is not None and not kept.is_dir():  # refused: there is no run to go on with
+            record.unlink()
+        raise
 
 
 def _save(
@@ -109,20 +121,38 @@ def _student(settings: dict[str, Any]) -> Any:
     return settings["model"] or str(Path(settings["out"], STUDENT))
 
 
-def evaluate(source: str, overrides: Sequence[str]) -> Found:
-    """Scores of baselines, teachers and the student on the test samples."""
+def evaluate(source: str, overrides: Sequence[str], steps: int | None = None) -> Found:
+    """Scores of baselines, teachers and the student on the test samples, and of their roll-outs."""
     settings = described.read_settings(source, overrides)
     task = described.make_task(settings)
+    far = None if steps is None else described.longer_task(settings, steps)
     rows = [{"model": k, **task.scores(f(task.test))} for k, f in task.baselines.items()]
+    rollouts = []
     given = settings["teacher"]
     teachers = given if isinstance(given, list) else [] if given is None else [given]
     for each in [*teachers, _student(settings)]:
         model, name = described.load_any(each, task)
         scores = task.scores(task.forecast(model, task.test))
         rows.append({"model": name, "parameters": parameter_count(model), **scores})
-    table = pd.DataFrame(rows)
-    text = "\n".join(_markdown(table))
-    return {"task": task.name, "measure": task.measure, "rows": _plain(table), "text": text}
+        if far is not None and steps is not None:
+            rollouts.append({"model": name, **_rollout(model, far, steps)})
+    tables = {"rows": pd.DataFrame(rows), "rollouts": pd.DataFrame(rollouts)}
+    text = "\n".join(_markdown(tables["rows"]))
+    if rollouts:
+        text += f"\n\nRoll-outs of {steps} forecasts, each made from the one before:\n\n"
+        text += "\n".join(_markdown(tables["rollouts"]))
+    plain = {name: _plain(table) for name, table in tables.items()}
+    return {"task": task.name, "measure": task.measure, **plain, "text": text}
+
+
+def _rollout(model: torch.nn.Module, task: Task, steps: int) -> dict[str, float]:
+    """Scores of a roll-out, in physical units."""
+    forecast = task.physical(task.forecast(Unrolled(model, steps), task.test))
+    truth = task.physical(task.test.y)
+    each, whole = (x.unflatten(1, (steps, -1)) for x in (forecast, truth))
+    curve = rollout_curves(each, whole, task.transform, task.bands)["nRMSE"].mean(0)
+    scores = rollout_scores(each, whole, task.transform, task.bands)
+    return scores | {f"nRMSE_{i}": float(value) for i, value in enumerate(curve, 1)}
 
 
 def export(source: str, overrides: Sequence[str]) -> Found:
@@ -259,6 +289,14 @@ def _plain(rows: pd.DataFrame) -> Any:
 
 
 def _markdown(table: pd.DataFrame) -> list[str]:
-    cells = table.map(lambda v: f"{v:,.4g}" if isinstance(v, float) else str(v)).to_numpy()
+    cells = table.map(_cell).to_numpy()
     lines = [f"| {' | '.join(line)} |" for line in [table.columns, *cells]]
     return [lines[0], "|---|" + "--:|" * (table.shape[1] - 1), *lines[1:]]
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if np.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
