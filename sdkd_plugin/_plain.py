@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,21 @@ UNREADABLE = (
 
 _WEIGHTS = "weights and plain values"
 _FOREIGN = "Other objects are not unpickled: give another file, or save it again"
-_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_BYTES, _DEPTH = 4 << 20, 32  # of a YAML file
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    pass
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+for _each in (_Loader, _Dumper):
+    # Without it 1e-3 is a string: YAML 1.1 wants 1.0e-3.
+    _exponent = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    _each.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+0123456789"))
 
 
 @contextmanager
@@ -91,6 +105,11 @@ def load_plain(path: PathLike, map_location: Any = None) -> Any:
     return loaded
 
 
+def plain_text(values: Mapping[str, Any]) -> str:
+    """The YAML of plain values, which `read_yaml` reads as they are."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
+
+
 def read_yaml(path: PathLike) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
@@ -105,7 +124,7 @@ def read_yaml(path: PathLike) -> dict[str, Any]:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it has over {_MOST_BYTES} bytes")
         _check_events(content)
-        values = yaml.load(content, _YAML)  # noqa: S506 - a SafeLoader
+        values = yaml.load(content, _Loader)  # noqa: S506 - a SafeLoader
         if not isinstance(values, dict):
             raise ValueError(f"it holds a {type(values).__name__}, expected names and values")
         return {str(key): check_plain(value, str(key)) for key, value in values.items()}
@@ -127,7 +146,7 @@ def check_plain(value: Any, place: str) -> Any:
 
 def _check_events(content: bytes) -> None:
     depth = 0
-    for event in yaml.parse(content, _YAML):
+    for event in yaml.parse(content, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):

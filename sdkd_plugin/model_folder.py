@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES, load_file, save
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from sdkd_plugin._checks import check_type, shown
 from sdkd_plugin._explained import explained
 from sdkd_plugin._files import PathLike, atomic_path, check_writable, checksum, locked, remove_stale
-from sdkd_plugin._plain import check_plain, read_yaml
+from sdkd_plugin._plain import check_plain, plain_text, read_yaml
 from sdkd_plugin._version import __version__
 from sdkd_plugin.models.registry import Shapes, make_model, make_to_fit, shapes, tensors
 from sdkd_plugin.spectral import AbstractTransform
@@ -135,7 +134,7 @@ def save_model(folder: PathLike, model: nn.Module, card: ModelCard) -> Path:
         "python": platform.python_version(),
     }
     values = {"format": FORMAT, **asdict(replace(card, versions=versions)), "weights": weights}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    text = plain_text(values)
     check_writable(final)
     with locked(folder):  # another writer would remove the weights before their card is there
         with atomic_path(final) as path:

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import cache_parts
 import numpy as np
+import pytest
 import torch
 import tsl_parts
-from test_neuralop_training import run as train_grid
-from test_neuralop_training import unet
+from neuralop_parts import run as train_grid
+from neuralop_parts import unet
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -164,6 +165,20 @@ WRITTEN = {
 
 def same(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def counted(few: int, many: int) -> pytest.MarkDecorator:
+    """A few faults in the gate, many in the whole suite."""
+    return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
+def states_of(name: str, folder: Path) -> list:
+    """What reading gives of each version."""
+    kept, states = WRITTEN[name], []
+    for version in range(2 if kept.versions else 1):
+        kept.write(folder / f"{version}", version)
+        states.append(kept.read(folder / f"{version}"))
+    return states
 
 
 def forked(work: Callable[[], Any]) -> int:

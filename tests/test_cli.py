@@ -134,6 +134,38 @@ def test_an_int8_student_of_a_computed_flow(monkeypatch, tmp_path):
     assert json.loads(run("export", "ns", "export.format=pt2", "--json"))["error"] <= 1e-4
 
 
+def test_roll_outs_begin_with_the_forecast(monkeypatch, tmp_path):
+    monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
+    small = ["task.sizes=[4,2,2]", "task.frames=[2,2]", "student.arguments.width=4"]
+    run("distill", "navier_stokes", "out=far", *small, *QUICK)
+    found = json.loads(run("evaluate", "far", "--rollout", "3", "--json"))
+    (row,) = found["rollouts"]
+    assert row["nRMSE_1"] == pytest.approx(found["rows"][-1]["relative_l2"], rel=1e-3)
+    assert 1 <= row["correlation_time"] <= 4
+    assert {"nRMSE_3", "mean_nRMSE_band_1", "diverged"} < row.keys()
+    text = run("evaluate", "far", "--rollout", "2")
+    assert "Roll-outs of 2 forecasts" in text
+    assert "nan" not in text
+    assert "would not move on" in run("evaluate", "runs", "--rollout", "2", code=2)
+
+
+def test_a_student_ends_at_the_edges_where_the_grid_does(monkeypatch, tmp_path):
+    monkeypatch.setenv("SDKD_CACHE", str(tmp_path))
+    layer = "resolution: [16, 8], solver_resolution: [16, 12], rayleigh: 10000.0, spin_up: 0.0"
+    Path("layer.yaml").write_text(
+        f"task: {{name: rayleigh_benard, sizes: [4, 2, 2], frames: [2, 1], {layer}}}\n"
+        "student: {model: UNet, arguments: {width: 2, depth: 1}}\n"
+    )
+    said = "The student has padding=reflect, as the task's grid"
+    assert said in run("distill", "layer.yaml", "out=layer", *QUICK)
+    assert load_model("layer/student")[1].arguments["padding"] == "reflect"
+    # No warning: nothing wraps around. A padding in the settings is used as it is.
+    run("distill", "layer.yaml", "out=pair", "teacher=layer/student", *QUICK)
+    words = ["distill", "layer.yaml", "out=own", "student.arguments.padding=zeros", *QUICK]
+    assert said not in run(*words)
+    assert load_model("own/student")[1].arguments["padding"] == "zeros"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -144,6 +176,10 @@ def test_an_int8_student_of_a_computed_flow(monkeypatch, tmp_path):
         (["distill", "traffic", "student.model=os.system", "out=new"], "'os.system'"),
         (["distill", "runs", "teacher=nowhere", "out=new"], "nowhere"),
         (["distill", "traffic", "task.name=rain"], "'rain'"),
+        (["distill", "traffic", "distillation.kd_wieght=1", "out=new"], "'kd_wieght'"),
+        (["distill", "traffic", "training.steps=ten", "out=new"], "`steps` is 'ten'"),
+        (["distill", "runs", "teacher=teacher/settings.yaml", "out=new"], "is a file, expected"),
+        (["distill", "runs", "teacher={path: a.pt, modle: UNet}", "out=new"], "'modle'"),
         (["export", "runs", "export.format=exe"], "'exe'"),
         (["benchmark", "runs", "benchmark.form=[onnx]"], "'form'"),
         (["benchmark", "runs", "benchmark.forms=[fast]"], "'fast'"),
@@ -159,7 +195,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(words, message):
     error = run(*words, code=2)
     assert message in error
     assert len(error.strip().splitlines()) == 1
-    assert not Path("new").exists()
+    assert not list(Path("new").glob("*"))
 
 
 def test_a_checkpoint_of_a_host_is_a_teacher_and_nothing_in_it_runs(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdkd_plugin._files import atomic_files, atomic_path, check_files, check_writable, locked
-from sdkd_plugin._plain import load_plain, read_yaml
+from sdkd_plugin._plain import load_plain, plain_text, read_yaml
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_not(tmp_path: Path):
@@ -138,3 +138,12 @@ def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch, 
     with atomic_path(tmp_path / "a.txt") as path:
         path.write_text("a")
     assert (tmp_path / "a.txt").read_text() == "a"
+
+
+def test_a_number_with_an_exponent_is_a_number_and_text_like_one_is_text(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: [1e-3, -2.E+4, 1.5e0, 3e]\n")
+    assert read_yaml(path) == {"a": [0.001, -20000.0, 1.5, "3e"]}
+    values = {"text": ["1e5", "12E3", "7"], "numbers": [1e-5, 1e300, 7]}
+    path.write_text(plain_text(values))
+    assert read_yaml(path) == values

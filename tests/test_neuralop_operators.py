@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from test_neuralop_training import fno, train, unet
+from neuralop_parts import fno, train, unet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

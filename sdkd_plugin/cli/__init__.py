@@ -134,14 +134,18 @@ def distill(settings: str, overrides: tuple[str, ...], resume: bool) -> dict[str
 
 
 @_command
-def evaluate(settings: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+@click.option("--rollout", type=click.IntRange(1, 1000), metavar="STEPS", help="Also roll out.")
+def evaluate(settings: str, overrides: tuple[str, ...], rollout: int | None) -> dict[str, Any]:
     """Errors of the student, its teachers and the baselines on the test samples.
+
+    With --rollout also of STEPS forecasts in a row, each made from the one before, on a grid.
 
     \b
     sdkd evaluate runs/traffic
+    sdkd evaluate runs/ns --rollout 3
     sdkd evaluate traffic model=runs/other/student task.data=FOLDER
     """
-    return _work().evaluate(settings, overrides)
+    return _work().evaluate(settings, overrides, rollout)
 
 
 @_command

@@ -1,10 +1,10 @@
 """What settings describe: a task, a student, teachers. Names come from lists, nothing is run."""
 
 import importlib
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from sdkd_plugin import study
+from sdkd_plugin import DistillationLoss, SDKDDistiller, study
 from sdkd_plugin._checks import check_choice, check_type
 from sdkd_plugin._plain import check_archive, check_plain, load_plain, read_yaml, reading
 from sdkd_plugin.data import find_traffic, read_csv_pair, read_los_loop, simulate_traffic
@@ -27,8 +27,8 @@ from sdkd_plugin.model_folder import (
     load_model,
 )
 from sdkd_plugin.models.registry import make_model, model_class
-from sdkd_plugin.spectral import Bands, GraphTransform
-from sdkd_plugin.study import Task
+from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
+from sdkd_plugin.study import Arm, Task
 
 SHIPPED = Path(__file__).parents[1] / "conf/cli"
 FILE = "settings.yaml"
@@ -46,6 +46,10 @@ _PARTS: dict[str, Any] = {
     "device": "cpu",
     "command": None,
 }
+_DISTILLATION = sorted(
+    {name for kind in (SDKDDistiller, DistillationLoss, Arm) for name in signature(kind).parameters}
+    - {"teacher", "student", "transform", "bands", "example", "options", "name", "model", "base"}
+)
 
 
 def read_settings(source: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -140,6 +144,20 @@ def make_task(settings: Mapping[str, Any]) -> Task:
     return task if bands is None else replace(task, bands=Bands(bands))
 
 
+def longer_task(settings: Mapping[str, Any], steps: int) -> Task:
+    """The task with the truth of several forecasts in a row, for roll-outs."""
+    options = settings["task"]
+    frames = options.get("frames", signature(TASKS[options["name"]]).parameters["frames"].default)
+    longer = {**options, "frames": [frames[0], frames[1] * steps]}
+    task = make_task({**settings, "task": longer})
+    if task.train.inputs:
+        raise ValueError(
+            f"`--rollout` is given, but the further inputs {sorted(task.train.inputs)} of "
+            f"{task.name} would not move on: expected a task on a grid."
+        )
+    return task
+
+
 def card_of(task: Task, model: str, arguments: Mapping[str, Any], **parts: Any) -> ModelCard:
     """The card of a model that fits a task."""
     examples = {"x": task.train.x, "y": task.train.y, **task.train.inputs}
@@ -168,8 +186,14 @@ def _plain(value: float | Tensor) -> Any:
 
 
 def student_of(settings: Mapping[str, Any], task: Task) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the student, with the sizes of the task's data."""
-    return _complete("student", settings["student"], task)
+    """Name and arguments of the student, with the sizes of the task's data and its boundary."""
+    name, arguments = _complete("student", settings["student"], task)
+    padding = signature(model_class(name)).parameters.get("padding")
+    if padding is not None and isinstance(task.transform, GridTransform):
+        boundary = task.transform.boundary
+        if boundary != padding.default:
+            arguments = {"padding": boundary, **arguments}
+    return name, arguments
 
 
 def made(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -185,10 +209,10 @@ def _import_host(name: str) -> None:
 
 
 def _complete(part: str, given: Mapping[str, Any], task: Task) -> tuple[str, dict[str, Any]]:
-    name = given.get("model")
-    check_type(f"{part}.model", name, str, "such as UNet")
     for option in given:
         check_choice(f"an option of {part}", option, ["model", "arguments", "path"])
+    name = given.get("model")
+    check_type(f"{part}.model", name, str, "such as UNet")
     _import_host(str(name))
     x, y, u = task.train.x, task.train.y, task.train.inputs.get("u")
     sizes: dict[str, Any] = {"in_channels": x.shape[1], "out_channels": y.shape[1]}
@@ -197,7 +221,7 @@ def _complete(part: str, given: Mapping[str, Any], task: Task) -> tuple[str, dic
         sizes = {"window": x.shape[1], "horizon": y.shape[1], "n_nodes": x.shape[2]}
         sizes |= {"input_size": x.shape[3], "output_size": y.shape[3]}
         more = {"exog_size": 0 if u is None else u.shape[-1]}
-    taken = inspect.signature(model_class(str(name))).parameters
+    taken = signature(model_class(str(name))).parameters
     if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
         sizes = {key: value for key, value in {**sizes, **more}.items() if key in taken}
     return str(name), {**sizes, **(given.get("arguments") or {})}
@@ -220,6 +244,11 @@ def load_any(given: Any, task: Task) -> tuple[nn.Module, str]:
     card, ``model`` and ``arguments``; its units are taken to be the task's.
     """
     if not isinstance(given, dict):
+        if Path(given).is_file():
+            raise ValueError(
+                f"{given} is a file, expected the folder of a model, or, for a checkpoint of a "
+                "host, {path: FILE, model: NAME, arguments: {...}}."
+            )
         model, card = saved(given)
         ours = card_of(task, card.model, {})
         try:
@@ -284,6 +313,8 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def distillation_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a distilled arm."""
     options = dict(settings["distillation"])
+    for option in options:
+        check_choice("an option of distillation", option, _DISTILLATION)
     pairs: Iterable[Any] = options.pop("latents", ())
     try:
         return options | ({"latents": tuple(LatentPair(**p) for p in pairs)} if pairs else {})

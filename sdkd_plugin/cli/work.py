@@ -10,18 +10,26 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from sdkd_plugin._checks import check_choice
 from sdkd_plugin._files import atomic_path, check_writable
+from sdkd_plugin._plain import plain_text
 from sdkd_plugin.cli import settings as described
 from sdkd_plugin.data import navier_stokes, rayleigh_benard, simulate_traffic
 from sdkd_plugin.export import export_model, quantize_onnx
 from sdkd_plugin.model_folder import has_model, save_model
-from sdkd_plugin.report import check_folder, choose_device, format_table, parameter_count
+from sdkd_plugin.report import (
+    check_folder,
+    choose_device,
+    format_table,
+    parameter_count,
+    rollout_curves,
+    rollout_scores,
+)
 from sdkd_plugin.report.figures import accuracy_latency
 from sdkd_plugin.report.speed import Form, measure_speed
-from sdkd_plugin.study import Arm, Result, Samples, standard_arms, study
+from sdkd_plugin.rollouts import Unrolled
+from sdkd_plugin.study import Arm, Result, Samples, Task, standard_arms, study
 
 Found = dict[str, Any]
 STUDENT = "student"
@@ -42,13 +50,23 @@ def study_run(command: str, source: str, overrides: Sequence[str], resume: bool)
     if record.is_file() and not resume:
         raise ValueError(f"{out} holds a run already: go on with --resume, or name another `out`.")
     result = _result(settings, record)
-    found: Found = {"out": str(out)}
+    student = described.student_of(settings, result.task)
+    found: Found = {
+        "out": str(out),
+        "student": dict(zip(("model", "arguments"), student, strict=True)),
+    }
     if command == "distill":
-        found["model"] = str(_save(settings, result, out / STUDENT))
+        found["model"] = str(_save(settings, result, student, out / STUDENT))
     else:
         result.write(out)
-    text = f"{result.report()}\nWritten to {found.get('model', out)}."
-    return {**found, "rows": _plain(result.rows), "text": text}
+    said = f"Written to {found.get('model', out)}."
+    padding = student[1].get("padding")
+    if padding is not None and "padding" not in (settings["student"].get("arguments") or {}):
+        said = (
+            f"The student has padding={padding}, as the task's grid; student.arguments.padding "
+            f"names another.\n{said}"
+        )
+    return {**found, "rows": _plain(result.rows), "text": f"{result.report()}\n{said}"}
 
 
 def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
@@ -71,23 +89,28 @@ def _result(settings: dict[str, Any], record: Path | None = None) -> Result:
     make()  # what is wrong with it is said before anything is written
     if record is not None:
         with atomic_path(record) as path:
-            path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            path.write_text(plain_text(settings), encoding="utf-8")
     options = {"jobs": settings["jobs"], "device": device, **training}
     kept = Path(settings["out"]) / "models"
-    return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)
+    try:
+        return study(task, student=make, teacher=teachers, arms=arms, folder=kept, **options)
+    except ValueError:
+        if record is not None and not kept.is_dir():  # refused: there is no run to go on with
+            record.unlink()
+        raise
 
 
-def _save(settings: dict[str, Any], result: Result, folder: Path) -> Path:
+def _save(
+    settings: dict[str, Any], result: Result, student: tuple[str, dict[str, Any]], folder: Path
+) -> Path:
     """The first seed's student as a model folder."""
-    name, arguments = described.student_of(settings, result.task)
     row = result.rows[result.rows.model == STUDENT].iloc[0]
     scores = {key: float(row[key]) for key in result.task.scores(result.task.test.y)}
     training = {key: settings[key] for key in ("training", "distillation", "teacher")}
     training |= {"seconds": float(row.seconds), "protocol": str(row.protocol)}
     card = described.card_of(
         result.task,
-        name,
-        arguments,
+        *student,
         training=training,
         metrics={**scores, "validation": float(row.validation)},
     )
@@ -99,20 +122,36 @@ def _student(settings: dict[str, Any]) -> Any:
     return settings["model"] or str(Path(settings["out"], STUDENT))
 
 
-def evaluate(source: str, overrides: Sequence[str]) -> Found:
-    """Scores of baselines, teachers and the student on the test samples."""
+def evaluate(source: str, overrides: Sequence[str], steps: int | None = None) -> Found:
+    """Scores of baselines, teachers and the student on the test samples, and of their roll-outs."""
     settings = described.read_settings(source, overrides)
     task = described.make_task(settings)
+    far = None if steps is None else described.longer_task(settings, steps)
     rows = [{"model": k, **task.scores(f(task.test))} for k, f in task.baselines.items()]
+    rollouts = []
     for each in [*described.listed(settings["teacher"]), _student(settings)]:
         model, name = described.load_any(each, task)
         scores = task.scores(task.forecast(model, task.test))
         rows.append({"model": name, "parameters": parameter_count(model), **scores})
-    table = pd.DataFrame(rows)
-    styles = {name: ",.0f" if name == "parameters" else ",.4g" for name in table.columns[1:]}
-    columns = {name: (name, style) for name, style in styles.items()}
-    text = format_table(table, index=["model"], columns=columns)
-    return {"task": task.name, "measure": task.measure, "rows": _plain(table), "text": text}
+        if far is not None and steps is not None:
+            rollouts.append({"model": name, **_rollout(model, far, steps)})
+    tables = {"rows": pd.DataFrame(rows), "rollouts": pd.DataFrame(rollouts)}
+    text = _markdown(tables["rows"])
+    if rollouts:
+        text += f"\n\nRoll-outs of {steps} forecasts, each made from the one before:\n\n"
+        text += _markdown(tables["rollouts"])
+    plain = {name: _plain(table) for name, table in tables.items()}
+    return {"task": task.name, "measure": task.measure, **plain, "text": text}
+
+
+def _rollout(model: torch.nn.Module, task: Task, steps: int) -> dict[str, float]:
+    """Scores of a roll-out, in physical units."""
+    forecast = task.physical(task.forecast(Unrolled(model, steps), task.test))
+    truth = task.physical(task.test.y)
+    each, whole = (x.unflatten(1, (steps, -1)) for x in (forecast, truth))
+    curve = rollout_curves(each, whole, task.transform, task.bands)["nRMSE"].mean(0)
+    scores = rollout_scores(each, whole, task.transform, task.bands)
+    return scores | {f"nRMSE_{i}": float(value) for i, value in enumerate(curve, 1)}
 
 
 def export(source: str, overrides: Sequence[str]) -> Found:
@@ -244,3 +283,9 @@ def _traffic_files(folder: Path, options: dict[str, Any]) -> Found:
 
 def _plain(rows: pd.DataFrame) -> Any:
     return json.loads(rows.to_json(orient="records", double_precision=15))
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    styles = {name: ",.0f" if name == "parameters" else ",.4g" for name in table.columns[1:]}
+    columns = {name: (name, style) for name, style in styles.items()}
+    return format_table(table, index=["model"], columns=columns)
