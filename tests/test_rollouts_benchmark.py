@@ -24,8 +24,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def quick(flow):
-    """A flow with few steps on few points."""
-    return replace(flow, steps=(6, 12), batch=4, options={**flow.options, "num_points": 32})
+    """A flow with few steps."""
+    return replace(flow, steps=(6, 12), batch=4)
 
 
 @pytest.mark.parametrize("name", ["ks", "kolmogorov"])
