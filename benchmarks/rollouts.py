@@ -1,16 +1,18 @@
 """Students that are rolled out: what each objective is worth, on labels alone and with a teacher.
 
-The Kuramoto-Sivashinsky equation, as APEBench simulates it, on a length of 48 with a step of 0.5.
-The teacher is trained on 50 trajectories of 50 steps; of six, with and without weights by inverse
-energy and with three sizes of input noise, the one of the longest correlation time on 20 validation
-trajectories is taken. Students of a quarter of its parameters have one of these trajectories, and
-the same steps and batches; they are rolled out for 250 steps from 100 unseen states. The floor of
-their weights by inverse energy is chosen on validation too, for the first seed. The data are
-simulated once and kept in ``--cache``; rows are appended as they come, and the same command goes on
-where it was stopped.
+The teacher is trained on 50 trajectories of APEBench; of the candidates in `TEACHERS`, with two or
+three sizes of input noise, the one of the longest correlation time on 20 validation trajectories is
+taken. Students have one of the 50 trajectories, and the same steps and batches; they are rolled out
+from 100 unseen states. The floor of their weights by inverse energy is chosen on validation too,
+for the first seed. The test is opened once, for arms and settings that were fixed before.
+
+The data are simulated once and kept in ``--cache``; rows are appended as they come, and the same
+command goes on where it was stopped. The flow is the one-dimensional Kuramoto-Sivashinsky equation
+or the two-dimensional Kolmogorov flow.
 
     pip install '.[benchmarks]'
     python benchmarks/rollouts.py                 # one core, about 25 minutes
+    python benchmarks/rollouts.py kolmogorov      # about 10 minutes
 
 Bar: a distilled student's correlation time is 20 % above that of the best arm on labels alone, its
 spectrum error at most half of that arm's, and none of its roll-outs diverges.
@@ -19,11 +21,13 @@ spectrum error at most half of that arm's, and none of its roll-outs diverges.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -41,6 +45,7 @@ from sdkd_plugin import (
     SpectralLoss,
     inverse_energy_weights,
 )
+from sdkd_plugin.data import apebench_trajectories
 from sdkd_plugin.report import (
     command_line_errors,
     format_table,
@@ -50,20 +55,85 @@ from sdkd_plugin.report import (
 )
 from sdkd_plugin.rollouts import Unrolled, rollout
 
-POINTS, ROLLED, TEACHER_STEPS, STEPS, NOISE, KD_WEIGHT = 96, 3, 3200, 4000, 0.01, 10.0
+ROLLED, NOISE, KD_WEIGHT, VALIDATION = 3, 0.01, 10.0, 20
 KEY = ["arm", "seed", "steps"]
-SCENARIO = {"domain_extent": 48.0, "num_points": POINTS, "dt": 0.5, "num_substeps": 5}
-SCENARIO |= {"convection_coef": 1.0, "diffusion_coef": -1.0, "hyp_diffusion_coef": -1.0}
-SCENARIO |= {"num_test_samples": 120, "test_temporal_horizon": 250}
-TRANSFORM, BANDS = GridTransform((POINTS,)), Bands.equal(POINTS // 2)
-FLOORS = {f"labels: inverse energy, floor {f:g}": f for f in (1e-2, 1e-3, 1e-4)}
-LABELS = ("one step", "input noise", "unrolled", "unrolled without gradient")
-PLAIN = "distilled: one step"
-DISTILLED = (PLAIN, *(f"distilled: {k}" for k in ("input noise", "on-policy", "on-policy, noise")))
-SPECTRAL = "distilled: inverse energy"
-TEACHERS = {
-    f"teacher, floor {f}, noise {n}": (f, n) for f in (None, 1e-2) for n in (1e-3, 3e-3, 1e-2)
-}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A flow of APEBench, and what is trained on it."""
+
+    text: str
+    scenario: str
+    options: dict[str, Any]
+    bins: int
+    kernel: int
+    dilations: tuple[int, ...]
+    widths: tuple[int, int]  # of teacher and student, as the next ones
+    steps: tuple[int, int]
+    batch: int
+    teachers: dict[str, tuple[float | None, float]]  # floor of the weights, noise
+    labels: tuple[str, ...]
+    floors: tuple[float, ...]
+    distilled: tuple[str, ...]
+
+    @cached_property
+    def transform(self) -> GridTransform:
+        """The periodic domain."""
+        return GridTransform((self.options["num_points"],) * int(self.scenario[0]))
+
+    @cached_property
+    def bands(self) -> Bands:
+        """Those that weights by inverse energy are measured in."""
+        return Bands.equal(self.bins)
+
+    def net(self, seed: int, *, teacher: bool = False) -> nn.Module:
+        """A new network."""
+        torch.manual_seed(seed)
+        dimensions, width = int(self.scenario[0]), self.widths[not teacher]
+        return Net(dimensions, width, self.kernel, self.dilations)
+
+
+KS = Flow(
+    text="The Kuramoto-Sivashinsky equation on a length of 48 with a step of 0.5. Students of a "
+    "quarter of the teacher's parameters are rolled out for 250 steps.",
+    scenario="1d_phy_ks_cons",
+    options={"domain_extent": 48.0, "num_points": 96, "dt": 0.5, "num_substeps": 5}
+    | {"convection_coef": 1.0, "diffusion_coef": -1.0, "hyp_diffusion_coef": -1.0}
+    | {"num_test_samples": 120, "test_temporal_horizon": 250},
+    bins=48,
+    kernel=5,
+    dilations=(1, 1, 1, 1, 1),
+    widths=(48, 24),
+    steps=(3200, 4000),
+    batch=16,
+    teachers={
+        f"teacher, floor {f}, noise {n}": (f, n) for f in (None, 1e-2) for n in (1e-3, 3e-3, 1e-2)
+    },
+    labels=("one step", "input noise", "unrolled", "unrolled without gradient"),
+    floors=(1e-2, 1e-3, 1e-4),
+    distilled=("one step", "input noise", "on-policy", "on-policy, noise", "inverse energy"),
+)
+KOLMOGOROV = Flow(
+    text="Kolmogorov flow, forced turbulence of vorticity on 32 x 32 points, with a viscosity of "
+    "0.02 and a step of 0.5. Students of a quarter of the teacher's parameters are rolled out for "
+    "60 steps.",
+    scenario="2d_phy_kolm_flow",
+    options={"num_points": 32, "dt": 0.5, "num_substeps": 20, "diffusivity": 0.02}
+    | {"num_warmup_steps": 100, "num_test_samples": 120, "test_temporal_horizon": 60},
+    bins=16,
+    kernel=3,
+    dilations=(1, 2, 4, 2, 1),
+    widths=(32, 16),
+    steps=(2000, 600),
+    batch=4,
+    teachers={f"teacher, noise {n}": (None, n) for n in (1e-3, 1e-2)}
+    | {"teacher, unrolled": (None, 0.0)},
+    labels=("one step", "input noise", "unrolled"),
+    floors=(1e-2, 1e-3),
+    distilled=("one step", "on-policy", "on-policy, inverse energy"),
+)
+FLOWS = {"ks": KS, "kolmogorov": KOLMOGOROV}
 COLUMNS = {
     "correlation_time": ("correlation time / steps", ".1f"),
     "log_spectrum_error": ("log spectrum error", ".3f"),
@@ -73,47 +143,51 @@ COLUMNS = {
 
 
 class Net(nn.Module):
-    """A residual network of five periodic convolutions with kernels of five points."""
+    """A residual network of periodic convolutions."""
 
-    def __init__(self, width: int, seed: int) -> None:
+    def __init__(self, dimensions: int, width: int, kernel: int, dilations: Sequence[int]) -> None:
         super().__init__()
-        torch.manual_seed(seed)
-        hidden = [m for _ in range(3) for m in (nn.Conv1d(width, width, 5), nn.GELU())]
-        self.net = nn.Sequential(nn.Conv1d(1, width, 5), nn.GELU(), *hidden, nn.Conv1d(width, 1, 5))
+        conv: Any = partial(
+            (nn.Conv1d, nn.Conv2d)[dimensions - 1],
+            kernel_size=kernel,
+            padding="same",
+            padding_mode="circular",
+        )
+        first, *inner, last = dilations
+        hidden = [m for d in inner for m in (conv(width, width, dilation=d), nn.GELU())]
+        ends = conv(1, width, dilation=first), conv(width, 1, dilation=last)
+        self.net = nn.Sequential(ends[0], nn.GELU(), *hidden, ends[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """The next state."""
-        return x + self.net(F.pad(x, (10, 10), mode="circular"))
+        return x + self.net(x)
 
 
-def simulated(file: Path) -> tuple[Tensor, Tensor]:
-    """Trajectories to train on and to test, ``(samples, steps, 1, POINTS)``, scaled by training."""
-    if not file.exists():
-        from apebench import scenarios
-
-        made = scenarios.scenario_dict["phy_ks_cons"](**SCENARIO)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, train=made.get_train_data(), test=made.get_test_data())
-    kept = np.load(file)
-    train, test = (torch.from_numpy(kept[part]) for part in ("train", "test"))
+def simulated(flow: Flow, cache: Path) -> tuple[Tensor, Tensor]:
+    """Trajectories to train on and to test, scaled by training."""
+    train, test = apebench_trajectories(flow.scenario, folder=cache, **flow.options)
     return train / train.std(), test / train.std()
 
 
 def loss_of(
-    arm: str, model: nn.Module, teacher: nn.Module, floor: str, y: Tensor, seed: int
+    flow: Flow,
+    arm: str,
+    model: nn.Module,
+    teacher: nn.Module,
+    floor: float | None,
+    y: Tensor,
+    seed: int,
 ) -> Callable[[Tensor], Tensor]:
-    """The loss of an arm, of windows ``(batch, 1 + ROLLED, 1, POINTS)`` of the truth.
+    """The loss of an arm, of windows ``(batch, 1 + ROLLED, 1, ...)`` of the truth.
 
-    ``floor`` names the arm whose weights the distilled students take, ``y`` is all labels.
+    ``floor`` is that of weights by inverse energy, where the arm has them; ``y`` is all labels.
     """
     generator = torch.Generator().manual_seed(seed)
-    share, size = TEACHERS.get(arm, (None, NOISE if "noise" in arm else 0.0))
-    if "inverse" in arm:
-        share = FLOORS[arm if arm in FLOORS else floor]
-    weights = (1.0,) * BANDS.n_bands
-    if share is not None:
-        weights = inverse_energy_weights(y, TRANSFORM, BANDS, floor=share)
-    error = SpectralLoss(TRANSFORM, BANDS, weights)
+    floor, size = flow.teachers.get(arm, (floor, NOISE if "noise" in arm else 0.0))
+    weights = (1.0,) * flow.bands.n_bands
+    if floor is not None:
+        weights = inverse_energy_weights(y, flow.transform, flow.bands, floor=floor)
+    error = SpectralLoss(flow.transform, flow.bands, weights)
     noise = GaussianNoise(size, generator) if size else nn.Identity()
     if arm.startswith("distilled"):
         on_policy = OnPolicy(model, 8, states=y, generator=generator)
@@ -121,7 +195,7 @@ def loss_of(
         options: dict[str, Any] = {"weighting": weights, "task_loss": error, "kd_weight": KD_WEIGHT}
         if "policy" in arm or size:
             options["augmentation"] = lambda x: noise(moved(x))
-        step = SDKDDistiller(teacher, model, TRANSFORM, BANDS, **options).step
+        step = SDKDDistiller(teacher, model, flow.transform, flow.bands, **options).step
         return lambda truth: step(truth[:, 0], truth[:, 1]).total
     if "unrolled" in arm:
         rolled = Unrolled(model, ROLLED, through_time="without" not in arm)
@@ -130,7 +204,13 @@ def loss_of(
 
 
 def train(
-    model: nn.Module, loss: Callable[[Tensor], Tensor], data: Tensor, seed: int, steps: int
+    model: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    data: Tensor,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
 ) -> None:
     """Adam with one cycle of the learning rate; the same batches for every arm."""
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -139,64 +219,70 @@ def train(
     windows, generator = windows.flatten(0, 1), torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(windows[torch.randint(len(windows), (16,), generator=generator)]).backward()
+        loss(windows[torch.randint(len(windows), (batch,), generator=generator)]).backward()
         optimizer.step()
         cycle.step()
 
 
-def scores(model: nn.Module, truth: Tensor) -> dict[str, float]:
+def scores(flow: Flow, model: nn.Module, truth: Tensor) -> dict[str, float]:
     """Of roll-outs from the first states of trajectories, and of one step from a state each."""
     with torch.no_grad():
         forecast = rollout(model.eval(), truth[:, 0], truth.shape[1] - 1)
         one, y = model(truth[:, -2]), truth[:, -1]
-    found = rollout_scores(forecast, truth[:, 1:], TRANSFORM, Bands.split(0.3))
+    found = rollout_scores(forecast, truth[:, 1:], flow.transform, Bands.split(0.3))
     return {**found, "one_step": float((one - y).norm() / y.norm())}
 
 
-def best_teacher(data: Tensor, validation: Tensor, cache: Path) -> nn.Module:
+def best_teacher(flow: Flow, data: Tensor, validation: Tensor, cache: Path) -> nn.Module:
     """The candidate of the longest correlation time on validation, if none of it diverged."""
     found = {}
-    for arm in TEACHERS:
-        model, kept = Net(48, 0), cache / f"{arm.replace(' ', '_')}.safetensors"
+    for arm in flow.teachers:
+        model = flow.net(0, teacher=True)
+        kept = cache / f"{flow.scenario}_{arm.replace(' ', '_')}.safetensors"
         if not kept.exists():
-            loss = loss_of(arm, model, model, "", data[:, 1:].flatten(0, 1), 0)
-            train(model, loss, data, 0, TEACHER_STEPS)
+            loss = loss_of(flow, arm, model, model, None, data[:, 1:].flatten(0, 1), 0)
+            train(model, loss, data, seed=0, steps=flow.steps[0], batch=flow.batch)
             save_file(model.state_dict(), kept)
         model.load_state_dict(load_file(kept))
-        of = scores(model, validation)
+        of = scores(flow, model, validation)
         found[-of["diverged"], of["correlation_time"]] = model
     return found[max(found)]
 
 
-def run(seeds: int, steps: int, cache: Path, file: Path) -> pd.DataFrame:
+def run(flow: Flow, seeds: int, steps: int, cache: Path, file: Path) -> pd.DataFrame:
     """Train and score what is missing in the CSV, and return all rows of these steps."""
-    data, test = simulated(cache / "ks.npz")
-    teacher, given = best_teacher(data, test[:20], cache), data[:1]
+    data, test = simulated(flow, cache)
+    validation, test = test.split([VALIDATION, len(test) - VALIDATION])
+    teacher, given = best_teacher(flow, data, validation, cache), data[:1]
     y = given[:, 1:].flatten(0, 1)
+    floors = {f"labels: inverse energy, floor {f:g}": f for f in flow.floors}
+    arms = ["teacher", *(f"labels: {k}" for k in flow.labels), *floors]
+    arms += [f"distilled: {k}" for k in flow.distilled]
     rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=KEY)
-    for seed in range(seeds):
-        floors = [*FLOORS]
-        for arm in ["teacher", *(f"labels: {k}" for k in LABELS), *DISTILLED, *FLOORS, SPECTRAL]:
-            if arm == SPECTRAL or (seed and arm in FLOORS):
-                first = rows[(rows.seed == 0) & (rows.steps == steps)].set_index("arm")
-                times = first.validation_correlation_time
-                floors = [max(FLOORS, key=lambda name: times[name])]
-            key: dict[str, Any] = {"arm": arm, "seed": seed, "steps": steps}
-            if arm == "teacher":
-                key |= {"seed": 0, "steps": TEACHER_STEPS}
-            if (rows[KEY] == pd.Series(key)).all(axis=1).any() or arm in {*FLOORS} - {*floors}:
+    for seed, arm in product(range(seeds), arms):
+        floor = floors.get(arm)
+        if "inverse" in arm and (floor is None or seed):
+            first = rows[(rows.seed == 0) & (rows.steps == steps) & rows.arm.isin([*floors])]
+            best = floors[first.loc[first.validation_correlation_time.idxmax(), "arm"]]
+            if floor not in (None, best):
                 continue
-            start, model = time.process_time(), teacher if arm == "teacher" else Net(24, seed)
-            if arm != "teacher":
-                loss = loss_of(arm, model, teacher, floors[0], y, seed)
-                train(model, loss, given, seed, steps)
-            row = {**key, **scores(model, test[20:])}
-            row |= {"validation_correlation_time": scores(model, test[:20])["correlation_time"]}
-            row |= {"parameters": parameter_count(model)}
-            row |= {"cpu_seconds": time.process_time() - start, **environment(torch.device("cpu"))}
-            append_rows(file, [row])
-            rows = pd.read_csv(file)
-            print({name: row[name] for name in (*KEY, *COLUMNS)}, flush=True)
+            floor = best
+        key: dict[str, Any] = {"arm": arm, "seed": seed, "steps": steps}
+        if arm == "teacher":
+            key |= {"seed": 0, "steps": flow.steps[0]}
+        if (rows[KEY] == pd.Series(key)).all(axis=1).any():
+            continue
+        start, model = time.process_time(), teacher if arm == "teacher" else flow.net(seed)
+        if arm != "teacher":
+            loss = loss_of(flow, arm, model, teacher, floor, y, seed)
+            train(model, loss, given, seed=seed, steps=steps, batch=flow.batch)
+        row = {**key, **scores(flow, model, test)}
+        of_validation = scores(flow, model, validation)["correlation_time"]
+        row |= {"validation_correlation_time": of_validation, "parameters": parameter_count(model)}
+        row |= {"cpu_seconds": time.process_time() - start, **environment(torch.device("cpu"))}
+        append_rows(file, [row])
+        rows = pd.read_csv(file)
+        print({name: row[name] for name in (*KEY, *COLUMNS)}, flush=True)
     return rows[(rows.steps == steps) | (rows.arm == "teacher")]
 
 
@@ -235,18 +321,22 @@ def picture(rows: pd.DataFrame) -> Figure:
 def main() -> None:
     """Read the command line, run what is missing, write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("flow", nargs="?", choices=FLOWS, default="ks", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of a student (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of a student, instead of the flow's")
     parser.add_argument("--cache", type=Path, default=Path("runs/rollouts"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    stem = RESULTS / "rollouts"
+    flow = FLOWS[options.flow]
+    stem = RESULTS / ("rollouts" if flow is KS else f"rollouts_{options.flow}")
+    given = options.seeds, options.steps or flow.steps[1], options.cache
     with command_line_errors(parser.prog):
-        rows = run(options.seeds, options.steps, options.cache, stem.with_suffix(".csv"))
+        rows = run(flow, *given, stem.with_suffix(".csv"))
     met = verdicts(rows)
     lines = [f"- {'met' if ok else 'MISSED'}: {bar}" for bar, ok in met.items()]
     table = format_table(rows, index=["arm", "steps"], columns=COLUMNS)
-    text = f"{__doc__.split(chr(10) * 2)[1]}\n\n{table}\n\n" + "\n".join(lines) + "\n"
+    about = f"{flow.text}\n\n{__doc__.split(chr(10) * 2)[1]}"
+    text = f"{about}\n\n{table}\n\n" + "\n".join(lines) + "\n"
     write_record(stem, text, pd.read_csv(stem.with_suffix(".csv")))
     picture(rows).savefig(stem.with_suffix(".png"), dpi=120)
     print(text)

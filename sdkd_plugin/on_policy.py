@@ -4,7 +4,7 @@ A forecast from forecasts meets inputs that no data set has; labels for them do 
 teacher's answers do. Roll-outs that gradients pass through are in `rollouts`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,8 +42,11 @@ class OnPolicy:
     or beyond ``bound`` times the training states, in its largest magnitude or its root mean square,
     stays in the last state that is not, and is counted.
 
+    With a teacher as ``model`` inputs move along the teacher's roll-out; `states` returns all that
+    it meets there, inputs without labels.
+
     Args:
-        model: the student, of one step.
+        model: the student, of one step; or a teacher.
         max_steps: the longest roll-out.
         states: training inputs, whose largest sizes the bound is for; each batch's own by default.
         bound: above 1, for true states are inside.
@@ -90,6 +93,25 @@ class OnPolicy:
     def __call__(self, x: Float[Tensor, "batch frames ..."], **inputs: Any) -> Tensor:
         """The states that the student reaches from a batch of inputs."""
         steps = int(torch.randint(self.max_steps + 1, (), generator=self.generator))
+        inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for moved, still in self._roll_out(x, steps, inputs):
+            x, inside = moved, still
+        self.seen += len(x)
+        self.diverged = self.diverged.to(x.device) + (~inside).sum()
+        return x
+
+    @torch.no_grad()
+    def states(self, x: Float[Tensor, "batch frames ..."], **inputs: Any) -> Tensor:
+        """All states of the roll-outs from ``x``, ``(max_steps * batch, frames, ...)``.
+
+        The batch of the first step comes first. A roll-out that diverges repeats its last state.
+        """
+        return torch.cat([state for state, _ in self._roll_out(x, self.max_steps, inputs)])
+
+    def _roll_out(
+        self, x: Tensor, steps: int, inputs: Mapping[str, Any]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch after each step, and which of its samples have not diverged."""
         limit = self.bound * (_sizes(x).amax(0) if self.limit is None else self.limit.to(x.device))
         inside = torch.ones(len(x), dtype=torch.bool, device=x.device)
         with evaluated(self.model):
@@ -97,11 +119,9 @@ class OnPolicy:
                 forecast = self.model(x, **inputs)
                 check_shape("model(x)", forecast.shape[2:], x.shape[2:], "the grid of x")
                 state = advanced(x, forecast)
-                inside &= (_sizes(state) <= limit).all(1)
+                inside = inside & (_sizes(state) <= limit).all(1)
                 x = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), state, x)
-        self.seen += len(x)
-        self.diverged = self.diverged.to(x.device) + (~inside).sum()
-        return x
+                yield x, inside
 
 
 def augmentation_for(

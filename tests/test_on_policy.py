@@ -16,6 +16,7 @@ from sdkd_plugin import (
     precompute,
 )
 from sdkd_plugin.adapters.neuralop import TrainerLoss
+from sdkd_plugin.data import mix
 from sdkd_plugin.losses import frequency_aligned_loss
 from sdkd_plugin.rollouts import Unrolled, rollout
 
@@ -94,6 +95,26 @@ def test_a_teacher_is_not_asked_about_a_diverged_state(value: float):
         torch.testing.assert_close(states[1], torch.full((1, 4), 0.1 * min(n, 2)))
         assert policy.seen == seen + 2
         assert int(policy.diverged) == lost + (n > 2)
+
+
+def test_a_teachers_roll_outs_are_inputs_that_nobody_labelled():
+    """From ten frames of two channels each: the newest of a state are the teacher's forecasts."""
+    torch.manual_seed(0)
+    teacher, x = nn.Conv1d(10, 2, 3, padding=1, padding_mode="circular"), random(4, 10, 8)
+    fresh = OnPolicy(teacher, 6, states=x, bound=100.0).states(x)
+    assert fresh.shape == (24, 10, 8)
+    assert not fresh.requires_grad
+    forecasts = rollout(teacher, x, 6).detach()
+    torch.testing.assert_close(fresh.unflatten(0, (6, 4))[:, :, -2:].transpose(0, 1), forecasts)
+    torch.testing.assert_close(fresh[-4:], forecasts[:, 1:].flatten(1, 2))
+    # One that diverges at once leaves nothing but the inputs.
+    nn.init.constant_(teacher.weight, torch.inf)
+    assert torch.equal(OnPolicy(teacher, 2).states(x), torch.cat([x, x]))
+    # Beside labelled samples, in the loader of neuraloperator's trainer.
+    data = torch.utils.data.StackDataset
+    batches = mix(data(x=x, y=x[:, :2]), data(x=fresh), batch_size=4, ratio=0.5)
+    batch = next(iter(batches))
+    assert batch["mask"].flatten(1)[:, 0].tolist() == [True, True, False, False]
 
 
 def test_the_bound_is_for_the_norm_too():

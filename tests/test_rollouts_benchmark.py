@@ -1,5 +1,6 @@
 """The benchmark of roll-outs: every arm runs, rows are kept, and the bars are those of its text."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,18 +14,28 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     import rollouts
 
-    monkeypatch.setattr(rollouts, "TEACHER_STEPS", 12)
-    fields = random(6, 6, 1, 96), random(22, 4, 1, 96, seed=1)
-    monkeypatch.setattr(rollouts, "simulated", lambda file: fields)
+    def simulated(flow, cache: Path):
+        grid = flow.transform.shape
+        return random(6, 6, 1, *grid), random(22, 4, 1, *grid, seed=1)
+
+    monkeypatch.setattr(rollouts, "simulated", simulated)
+    monkeypatch.setattr(rollouts, "FLOWS", {k: quick(flow) for k, flow in rollouts.FLOWS.items()})
     return rollouts
 
 
-def test_every_arm_is_run_once_and_kept(benchmark: ModuleType, tmp_path: Path):
-    rows = benchmark.run(2, 12, tmp_path, tmp_path / "rows.csv")
-    arms = len(benchmark.LABELS) + len(benchmark.DISTILLED) + 1
+def quick(flow):
+    """A flow with few steps."""
+    return replace(flow, steps=(6, 12), batch=4)
+
+
+@pytest.mark.parametrize("name", ["ks", "kolmogorov"])
+def test_every_arm_is_run_once_and_kept(benchmark: ModuleType, tmp_path: Path, name: str):
+    flow = benchmark.FLOWS[name]
+    rows = benchmark.run(flow, 2, 12, tmp_path, tmp_path / "rows.csv")
+    arms = len(flow.labels) + len(flow.distilled)
     counts = rows[rows.arm != "teacher"].groupby("seed").size()
-    assert counts.to_dict() == {0: arms + len(benchmark.FLOORS), 1: arms + 1}
-    again = benchmark.run(2, 12, tmp_path, tmp_path / "rows.csv")
+    assert counts.to_dict() == {0: arms + len(flow.floors), 1: arms + 1}
+    again = benchmark.run(flow, 2, 12, tmp_path, tmp_path / "rows.csv")
     pd.testing.assert_frame_equal(rows, again)
     students = rows[(rows.arm != "teacher") & (rows.seed == 0)]
     # Training has moved all students of a seed, and no two arms alike.
@@ -33,13 +44,13 @@ def test_every_arm_is_run_once_and_kept(benchmark: ModuleType, tmp_path: Path):
 
 
 def test_the_teacher_is_chosen_on_validation(benchmark: ModuleType, tmp_path: Path, monkeypatch):
+    flow = benchmark.FLOWS["ks"]
     times = iter([5.0, 9.0, 7.0, 8.0, 20.0, 6.0])
     found = ({"correlation_time": t, "diverged": 2.0 * (t == 20.0)} for t in times)
-    monkeypatch.setattr(benchmark, "scores", lambda model, truth: next(found))
-    chosen = benchmark.best_teacher(*benchmark.simulated(tmp_path), tmp_path)
-    kept = benchmark.load_file(
-        tmp_path / f"{list(benchmark.TEACHERS)[1].replace(' ', '_')}.safetensors"
-    )
+    monkeypatch.setattr(benchmark, "scores", lambda *given: next(found))
+    chosen = benchmark.best_teacher(flow, *benchmark.simulated(flow, tmp_path), tmp_path)
+    name = f"{flow.scenario}_{list(flow.teachers)[1].replace(' ', '_')}.safetensors"
+    kept = benchmark.load_file(tmp_path / name)
     assert all((kept[name] == value).all() for name, value in chosen.state_dict().items())
 
 
@@ -58,8 +69,8 @@ def test_the_bars(benchmark: ModuleType, time: float, error: float, diverged: in
         ("labels: one step", 50.0, 0.4, 0, 50.0),
         ("labels: unrolled", 70.0, 0.1, 0, 40.0),
         ("teacher", 90.0, 0.0, 0, 90.0),
-        (benchmark.PLAIN, 200.0, 0.0, 0, 55.0),
-        (benchmark.DISTILLED[2], time, error, diverged, 60.0),
+        ("distilled: one step", 200.0, 0.0, 0, 55.0),
+        ("distilled: on-policy", time, error, diverged, 60.0),
     ]
     columns = ["arm", "correlation_time", "log_spectrum_error", "diverged"]
     each = pd.DataFrame(known, columns=[*columns, "validation_correlation_time"])

@@ -105,8 +105,8 @@ def study(settings: str, overrides: tuple[str, ...], resume: bool) -> dict[str, 
     The settings, with what they may hold:
 
     \b
-    task:          {name: navier_stokes, rayleigh_benard, traffic, taxibj or weatherbench; the
-                   options of sdkd_plugin.study's task; bands: [0.25], edges of the bands}
+    task:          {name: apebench, navier_stokes, rayleigh_benard, traffic, taxibj or
+                   weatherbench; the options of sdkd_plugin.study's task; bands: [0.25], edges}
     teacher:       a model folder; {path: FILE, model: NAME, arguments: {...}} for a checkpoint
                    of neuraloperator or tsl; or a list of these
     student:       {model: NAME, arguments: {...}}: UNet, ResNet, MLPMixer, GraphMixer, ...,

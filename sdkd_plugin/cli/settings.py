@@ -125,6 +125,7 @@ def traffic(
 
 
 TASKS: dict[str, Callable[..., Task]] = {
+    "apebench": study.apebench_task,
     "navier_stokes": study.navier_stokes_task,
     "rayleigh_benard": study.rayleigh_benard_task,
     "traffic": traffic,

@@ -1,5 +1,6 @@
 """What is forecast: flows, computed or read; traffic, read or simulated; taxis; weather."""
 
+from sdkd_plugin.data.apebench import apebench_trajectories
 from sdkd_plugin.data.mixing import MixedSampler, MixedSamples, mix, windows_apart
 from sdkd_plugin.data.navier_stokes import navier_stokes
 from sdkd_plugin.data.rayleigh_benard import rayleigh_benard
@@ -18,6 +19,7 @@ __all__ = [
     "TaxiFlows",
     "TrafficData",
     "WeatherData",
+    "apebench_trajectories",
     "find_traffic",
     "latitude_weighted_rmse",
     "mix",

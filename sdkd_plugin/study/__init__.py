@@ -4,6 +4,7 @@ from sdkd_plugin.study.comparison import study
 from sdkd_plugin.study.result import Result
 from sdkd_plugin.study.task import Arm, Samples, Task, standard_arms
 from sdkd_plugin.study.tasks import (
+    apebench_task,
     navier_stokes_task,
     rayleigh_benard_task,
     taxibj_task,
@@ -16,6 +17,7 @@ __all__ = [
     "Result",
     "Samples",
     "Task",
+    "apebench_task",
     "navier_stokes_task",
     "rayleigh_benard_task",
     "standard_arms",

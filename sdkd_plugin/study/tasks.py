@@ -1,4 +1,4 @@
-"""Tasks by name: turbulence, convection, traffic, taxi flows and weather, ready for a `study`.
+"""Tasks by name: flows, traffic, taxis and weather, ready for a `study`.
 
 On grids frames are channels, normalised by the training inputs. The two bands are divided at a
 quarter of the highest frequency; `dataclasses.replace(task, bands=...)` sets others.
@@ -22,7 +22,7 @@ from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
 from sdkd_plugin.spectral.grid import Boundary
 from sdkd_plugin.study.task import PARTS, Samples, Task
 
-Fields = Float[Tensor, "_ time channels nx ny"]  # parts have different numbers of samples
+Fields = Float[Tensor, "_ time channels *grid"]  # parts have different numbers of samples
 Source = str | os.PathLike[str]
 Frames = tuple[int, int]
 BANDS = Bands.split(0.25)
@@ -80,6 +80,41 @@ def rayleigh_benard_task(
     )
     parts, source = fields.split(list(sizes)), _computed(solver)
     return _grid_task(parts, frames, "reflect", name="Rayleigh-Benard", source=source)
+
+
+def apebench_task(
+    scenario: str, *, validation: int = 10, frames: Frames = (1, 1), **options: Any
+) -> Task:
+    """A flow of APEBench, step by step; scores have its ``mean_nRMSE`` too.
+
+    Training has all windows of its trajectories, validation and test have windows that do not
+    overlap.
+
+    Args:
+        scenario: such as ``1d_phy_burgers`` or ``2d_phy_kolm_flow``; see `apebench_trajectories`.
+        validation: the last so many of the trajectories for training.
+        frames: how many are read and forecast; ``Unrolled(model, n)`` forecasts n of them.
+        **options: as of `apebench_trajectories`.
+
+    Raises:
+        ValueError: as `apebench_trajectories`, or if a part has no window.
+    """
+    known, test = files.apebench_trajectories(scenario, **options)
+    length = sum(frames)
+    if not 0 < validation < len(known) or min(known.shape[1], test.shape[1]) < length:
+        raise ValueError(
+            f"{scenario} has {len(known)} trajectories of {known.shape[1]} and {len(test)} of "
+            f"{test.shape[1]} frames, expected more than `validation`, {validation}, which is at "
+            f"least 1, with at least {length} frames."
+        )
+    chosen = (known[:-validation], 1), (known[-validation:], length), (test, length)
+    # `unfold` puts the frames of a window last.
+    windows = [part.unfold(1, length, step).movedim(-1, 2).flatten(0, 1) for part, step in chosen]
+    scores = partial(_mean_nrmse, test.shape[2])
+    source = f"simulated by APEBench, {scenario}"
+    return _grid_task(
+        windows, frames, "periodic", name=scenario, source=source, extra_scores=scores
+    )
 
 
 def taxibj_task(
@@ -194,7 +229,8 @@ def traffic_task(data: Source | TrafficData, *, frames: Frames = (12, 12)) -> Ta
 def _grid_task(parts: Sequence[Fields], frames: Frames, boundary: Boundary, **options: Any) -> Task:
     """A task of fields, each channel normalised by the training inputs."""
     seen = parts[0][:, : frames[0]]
-    mean, deviation = (f((0, 1, 3, 4), keepdim=True) for f in (seen.mean, seen.std))
+    axes = (0, 1, *range(3, seen.ndim))
+    mean, deviation = (f(axes, keepdim=True) for f in (seen.mean, seen.std))
     deviation = torch.where(deviation > 0, deviation, 1)
     split: dict[str, Any] = {}
     for name, part in zip(PARTS, parts, strict=True):
@@ -202,10 +238,10 @@ def _grid_task(parts: Sequence[Fields], frames: Frames, boundary: Boundary, **op
         split[name] = Samples(*(x.flatten(1, 2) for x in normal.split(list(frames), 1)))
     units: dict[str, Any] = {}
     for side, n in zip(("input", "output"), frames, strict=True):
-        units[side] = tuple(x[0].repeat(n, 1, 1, 1).flatten(0, 1) for x in (deviation, mean))
+        units[side] = tuple(torch.cat([x[0, 0]] * n) for x in (deviation, mean))
     scale, offset = units["output"]
     return Task(
-        transform=GridTransform(seen.shape[-2:], boundary),
+        transform=GridTransform(seen.shape[3:], boundary),
         bands=BANDS,
         baselines={"persistence": partial(_repeat_last, seen.shape[2])},
         **{"scale": scale, "offset": offset, "units": units, **split, **options},
@@ -216,6 +252,14 @@ def _repeat_last(channels: int, samples: Samples) -> Tensor:
     """Persistence: the last frame at every step of the forecast."""
     last = samples.x[:, -channels:]
     return last.repeat(1, samples.y.shape[1] // channels, *[1] * (last.ndim - 2))
+
+
+def _mean_nrmse(channels: int, forecast: Tensor, truth: Samples) -> dict[str, float]:
+    """The norm of the error over that of the truth, averaged over samples and steps."""
+    error, size = (
+        x.unflatten(1, (-1, channels)).flatten(2).norm(dim=2) for x in (forecast - truth.y, truth.y)
+    )
+    return {"mean_nRMSE": float((error / size).mean())}
 
 
 def _channel_rmse(
