@@ -21,7 +21,7 @@ spectrum error at most half of that arm's, and none of its roll-outs diverges.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
@@ -72,7 +72,7 @@ class Flow:
     widths: tuple[int, int]  # of teacher and student, as the next ones
     steps: tuple[int, int]
     batch: int
-    teachers: dict[str, tuple[float | None, float]]  # floor of the weights, noise
+    teachers: Mapping[str, tuple[float | None, float]]  # floor of the weights, noise
     labels: tuple[str, ...]
     floors: tuple[float, ...]
     distilled: tuple[str, ...]
@@ -117,15 +117,17 @@ KS = Flow(
 KOLMOGOROV = Flow(
     text="Kolmogorov flow, forced turbulence of vorticity on 32 x 32 points, with a viscosity of "
     "0.02 and a step of 0.5. Students of a quarter of the teacher's parameters are rolled out for "
-    "60 steps.",
+    "60 steps. Arms and settings were fixed after a first seed on other test trajectories, which "
+    "are not used here.",
     scenario="2d_phy_kolm_flow",
     options={"num_points": 32, "dt": 0.5, "num_substeps": 20, "diffusivity": 0.02}
-    | {"num_warmup_steps": 100, "num_test_samples": 120, "test_temporal_horizon": 60},
+    | {"num_warmup_steps": 100, "num_test_samples": 120, "test_temporal_horizon": 60}
+    | {"test_seed": 1_000_000},
     bins=16,
     kernel=3,
     dilations=(1, 2, 4, 2, 1),
     widths=(32, 16),
-    steps=(2000, 600),
+    steps=(2000, 1000),
     batch=4,
     teachers={f"teacher, noise {n}": (None, n) for n in (1e-3, 1e-2)}
     | {"teacher, unrolled": (None, 0.0)},
@@ -263,7 +265,7 @@ def run(flow: Flow, seeds: int, steps: int, cache: Path, file: Path) -> pd.DataF
         floor = floors.get(arm)
         if "inverse" in arm and (floor is None or seed):
             first = rows[(rows.seed == 0) & (rows.steps == steps) & rows.arm.isin([*floors])]
-            best = floors[first.loc[first.validation_correlation_time.idxmax(), "arm"]]
+            best = floors[first.set_index("arm").validation_correlation_time.idxmax()]
             if floor not in (None, best):
                 continue
             floor = best
