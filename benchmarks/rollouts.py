@@ -265,7 +265,7 @@ def run(flow: Flow, seeds: int, steps: int, cache: Path, file: Path) -> pd.DataF
         floor = floors.get(arm)
         if "inverse" in arm and (floor is None or seed):
             first = rows[(rows.seed == 0) & (rows.steps == steps) & rows.arm.isin([*floors])]
-            best = floors[first.set_index("arm").validation_correlation_time.idxmax()]
+            best = floors[str(first.set_index("arm").validation_correlation_time.idxmax())]
             if floor not in (None, best):
                 continue
             floor = best
