@@ -125,7 +125,7 @@ class TeacherTrust(FullPrecision):
 
     @property
     def measured(self) -> bool:
-        """Whether a label was observed in this pass, by any of the processes: each must ask."""
+        """Whether any process observed a label in this pass. Each process must ask."""
         return float(_summed(self.weights.new_tensor(self._count))) > 0
 
     def update(self) -> TeacherReport:
