@@ -80,7 +80,7 @@ def test_a_page_is_whole(name, request):
     assert len(page.all("table")) == 2
     pictures = page.all("img")
     figures = result.figures()
-    assert len(pictures) == len(figures) == (5 if name == "on_a_plane" else 6)
+    assert len(pictures) == len(figures) == 6
     assert all(len(picture["alt"]) > 40 for picture in pictures)
     for picture in pictures:
         kind, data = picture["src"].split(",")
@@ -109,6 +109,18 @@ def test_a_picture_of_training_has_the_weights(on_a_plane):
     titles = [axis.get_title(loc="left") for axis in on_a_plane.figures()["training"].axes]
     bands, teachers = ([f"weight of {each} {i}" for i in (0, 1)] for each in ("band", "teacher"))
     assert titles == ["validation error", *bands, *teachers]
+
+
+def test_errors_by_step_are_those_of_the_frames(on_a_plane):
+    task, (model, *_) = on_a_plane.task, on_a_plane.models("student alone")
+    drawn = on_a_plane.figures()["steps"].axes[0]
+    line = dict(zip(drawn.get_legend_handles_labels()[1], drawn.lines, strict=True))[
+        "student alone"
+    ]
+    truth, forecast = task.physical(task.test.y), task.physical(task.forecast(model, task.test))
+    norms = [x.flatten(2).norm(dim=2) for x in (forecast - truth, truth)]
+    assert line.get_xdata().tolist() == [1, 2]
+    assert line.get_ydata().tolist() == pytest.approx((norms[0] / norms[1]).mean(0).tolist())
 
 
 def test_sensors_without_readings_have_no_error(on_a_graph):

@@ -262,7 +262,8 @@ def test_a_folder_has_table_rows_and_pictures(task, teacher, tmp_path):
     result = study(task, student=make_student, teacher=teacher, **QUICK)
     result.write(tmp_path / "out")
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    pictures = {f"{name}.png" for name in ("bands", "spectra", "fields", "latency", "training")}
+    names = ("bands", "spectra", "fields", "latency", "steps", "training")
+    pictures = {f"{name}.png" for name in names}
     assert set(written) == {"report.html", "table.md", "results.csv", *pictures}
     assert all(v.startswith(b"\x89PNG") for k, v in written.items() if k.endswith("png"))
     assert written["table.md"].decode() == result.report()

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sdkd_plugin.report import summary_table
+from sdkd_plugin.report import rollout_curves, summary_table
 from sdkd_plugin.report.figures import (
     accuracy_latency,
     band_bars,
@@ -24,6 +24,7 @@ from sdkd_plugin.spectral.basis import AbstractBasisTransform
 
 if TYPE_CHECKING:
     from sdkd_plugin.study.result import Result
+    from sdkd_plugin.study.task import Task
 
 SHOWN = 3
 """How many arms the pictures of single samples show, beside the first teacher."""
@@ -56,6 +57,11 @@ TEXTS: Mapping[str, tuple[str, str]] = {
         "The last step of each forecast beside the truth, by the models of the first seed, at the "
         "sensors with the median and the highest error of the last model.",
     ),
+    "steps": (
+        "Errors over the forecast",
+        "Error over the size of the truth (nRMSE) and correlation with it, at each step of the "
+        "forecast, means over the test samples, by the models of the first seed.",
+    ),
     "spectra": (
         "Error spectra",
         "Energy of the errors by frequency, by the models of the first seed. The dotted lines "
@@ -74,7 +80,8 @@ def study_figures(result: "Result") -> dict[str, Figure]:
     """Pictures of the first arm's setting, by the names in `TEXTS`.
 
     ``latency`` and ``bands`` are always drawn, ``spectra`` if the transform has coefficients,
-    ``fields`` on a plane, ``sensors`` and ``series`` on a graph with positions or eigenvectors.
+    ``fields`` on a plane, ``sensors`` and ``series`` on a graph with positions or eigenvectors, and
+    ``steps`` where several steps are forecast and all labels observed.
     """
     task, setting, arms = result.task, result.arms[0].setting, result.names(result.arms[0].setting)
     rows = result.rows[result.rows.setting.isin(["-", setting])]
@@ -95,6 +102,9 @@ def study_figures(result: "Result") -> dict[str, Figure]:
         compared = {"truth": truth, **errors} if bool(seen.all()) else errors
         spectra = {name: transform.spectrum(field) for name, field in compared.items()}
         figures["spectra"] = error_spectra(spectra, task.bands.edges)
+    if bool(seen.all()) and len(truth[0]) > task.channels:
+        curves = {name: _by_step(task, forecast, truth) for name, forecast in forecasts.items()}
+        figures["steps"] = training_curves(curves)
     if task.transform.domain_axes == (-2, -1):
         first = {name: forecast[0] for name, forecast in shown.items()}
         figures["fields"] = fields(truth[0], first, [0, len(truth[0]) - 1])
@@ -105,6 +115,15 @@ def study_figures(result: "Result") -> dict[str, Figure]:
     }
     figures["training"] = training_curves({k: _named(v) for k, v in histories.items() if v})
     return figures
+
+
+def _by_step(task: "Task", forecast: Tensor, truth: Tensor) -> dict[str, list[float]]:
+    """Means over the samples at each step of a forecast, from 1."""
+    if task.transform.channel_axis % truth.ndim == 1:  # the frames are channels
+        forecast, truth = (x.unflatten(1, (-1, task.channels)) for x in (forecast, truth))
+    curves = rollout_curves(forecast, truth, task.transform, task.bands)
+    means = {name: curves[name].mean(0).tolist() for name in ("nRMSE", "correlation")}
+    return {"step": [float(i) for i in range(1, truth.shape[1] + 1)], **means}
 
 
 def _points(result: "Result", rows: pd.DataFrame) -> pd.DataFrame:

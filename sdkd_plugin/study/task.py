@@ -89,6 +89,7 @@ class Task:
         name: for rows and tables.
         source: where the data come from, for tables.
         positions: of the nodes of a graph, for maps: east and north, in one unit.
+        channels: of a frame on a grid, whose frames are channels too, for curves by step.
 
     Raises:
         ValueError: if lengths differ, or inputs or observed labels are NaN or Inf.
@@ -113,6 +114,7 @@ class Task:
     name: str = "task"
     source: str = "tensors"
     positions: Float[Tensor, "nodes 2"] | None = None
+    channels: int = 1
 
     def __post_init__(self) -> None:
         for name, part in zip(PARTS, (self.train, self.validation, self.test), strict=True):

@@ -244,6 +244,7 @@ def _grid_task(parts: Sequence[Fields], frames: Frames, boundary: Boundary, **op
         transform=GridTransform(seen.shape[3:], boundary),
         bands=BANDS,
         baselines={"persistence": partial(_repeat_last, seen.shape[2])},
+        channels=seen.shape[2],
         **{"scale": scale, "offset": offset, "units": units, **split, **options},
     )
 
