@@ -56,7 +56,10 @@ def reading(
         is_missing = isinstance(error, FileNotFoundError) and str(error.filename) == str(source)
         if is_missing or str(error).startswith(str(source)):
             raise
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        said = str(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch adds how to unpickle all the same
+            said = said.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        reason = " ".join(said.split())[:200].rstrip(".") or type(error).__name__
         raise ValueError(f"{source} cannot be read as {what}: {reason}. {remedy}.") from error
 
 

@@ -12,6 +12,7 @@ from sdkd_plugin.data import simulate_traffic
 from sdkd_plugin.models import GraphAlterNet, GraphMixer, SimVP, STAlterNet, UNet
 
 QUICK = {"steps": 10, "lr": 1e-2, "batch_size": 2}
+TEACHING = {**QUICK, "steps": 100}  # until a teacher is the better one in each band
 GRID = {"in_channels": 10, "out_channels": 10, "padding": "reflect", "depth": 1}
 GRAPH = {"input_size": 1, "exog_size": 2, "window": 12, "horizon": 12, "emb_size": 4, "n_layers": 1}
 SMALL = {
@@ -45,7 +46,9 @@ def ablation(monkeypatch, tmp_path):
     }
     module.systems(full=True)  # the sizes can be built
     small = {
-        name: module.System(tasks[name], {"one": one, "two": two}, student, QUICK, QUICK, kd_weight)
+        name: module.System(
+            tasks[name], {"one": one, "two": two}, student, TEACHING, QUICK, kd_weight
+        )
         for (name, (one, two, student)), kd_weight in zip(SMALL.items(), (10.0, 1.0), strict=True)
     }
     monkeypatch.setattr(module, "systems", lambda full: small)

@@ -198,10 +198,12 @@ class GraphTransform(AbstractTransform):
         self, x: Float[Tensor, "batch ..."], bands: Bands
     ) -> Float[Tensor, "batch n_bands"]:
         """See `AbstractTransform`."""
-        if self.projection is not None and self.projection.saves(bands):
+        # How many frequencies are low is read from a tensor, which a compiled graph cannot do.
+        projection = None if torch.compiler.is_compiling() else self.projection
+        if projection is not None and projection.saves(bands):
             check_field(self, x, batched=True)
             # With the nodes side by side in memory, as its products are, no pass mixes two layouts.
-            return self.projection.sample_band_energy(x.mT.contiguous().mT, bands)
+            return projection.sample_band_energy(x.mT.contiguous().mT, bands)
         return self.engine.sample_band_energy(x, bands)
 
     def filter(
