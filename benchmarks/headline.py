@@ -154,16 +154,17 @@ def run(options: argparse.Namespace) -> bool:
     own = f"{LABELLED} labels"
     pairs += [(own, SAME, ALONE), (own, PLAIN, SAME)] if LABELLED in labels else []
     lines += [f"- {s}: {a} against {b}: MSE {compared(rows, s, a, b)}" for s, a, b in pairs]
-    both = (
-        rows[rows.model.isin([PLAIN, SDKD])]
-        .groupby(["model", "seed"], as_index=False)[["mse"]]
-        .mean()
-    )
-    pooled = paired_change(both, column="mse", of={"model": SDKD}, against={"model": PLAIN})
-    lines.append(
-        f"- mean over the numbers of labels, a comparison made after the others were seen: {SDKD} "
-        f"against {PLAIN}: MSE {pooled}"
-    )
+    if len(labels) > 1:
+        both = (
+            rows[rows.model.isin([PLAIN, SDKD])]
+            .groupby(["model", "seed"], as_index=False)[["mse"]]
+            .mean()
+        )
+        pooled = paired_change(both, column="mse", of={"model": SDKD}, against={"model": PLAIN})
+        lines.append(
+            "- mean over the numbers of labels, a comparison made after the others were seen: "
+            f"{SDKD} against {PLAIN}: MSE {pooled}"
+        )
     found = bars(rows, labels)
     lines += ["", *(f"- {'met' if ok else 'MISSED'}: {bar}: {x}" for bar, (ok, x) in found.items())]
     write_record(

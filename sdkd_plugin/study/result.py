@@ -74,7 +74,8 @@ class Result:
         """What `summary_table` shows of this study: rows, index and columns."""
         measure, rows = self.task.measure, self.rows.copy()
         index = ["setting", "model"] if len({arm.setting for arm in self.arms}) > 1 else ["model"]
-        bases = {name: dict.fromkeys(rows.model, name) for name in self.names()[:2]}
+        first = self.names()[:2] if len(self.names()) > 1 else []
+        bases = {name: dict.fromkeys(rows.model, name) for name in first}
         if own := {arm.name: arm.base for arm in self.arms if arm.base}:
             bases["its base"] = own
         for name, base_of in bases.items():
