@@ -44,6 +44,7 @@ def test_from_data_to_pictures(example, monkeypatch, capsys):
         "fields.png",
         "latency.png",
         "spectra.png",
+        "steps.png",
         "training.png",
     }
     assert "SDKD" in Path("run/report.html").read_text()
