@@ -9,7 +9,7 @@ and the student alone had the 800 been labelled.
 
     python benchmarks/headline.py --tune --steps 3000          # chooses LR, KD_WEIGHT
     python benchmarks/headline.py                              # two cores, about an hour
-    python benchmarks/headline.py --steps 3000 --labels 20 160   # half the steps
+    python benchmarks/headline.py --steps 3000 --labels 160    # half the steps: the same order
     python benchmarks/headline.py --labels 160 --seeds 3 4 5 6 7 --record headline_seeds_3_to_7
 
 The last command settles what the first three seeds left open. Named before it ran: SDKD against
