@@ -31,12 +31,13 @@ _FOREIGN = "Other objects are not unpickled: give another file, or save it again
 _MOST_BYTES, _DEPTH = 4 << 20, 32  # of a YAML file
 
 
+# PyYAML may lack libyaml's loader, so its base is known when it runs only.
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    pass
+    """PyYAML's safe loader, of our own so that its resolvers can be changed."""
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    """Likewise."""
 
 
 for _each in (_Loader, _Dumper):

@@ -42,7 +42,7 @@ class Decay:
 @pytest.fixture
 def apebench(monkeypatch: pytest.MonkeyPatch) -> None:
     scenarios = ModuleType("apebench.scenarios")
-    scenarios.scenario_dict = {"phy_decay": Decay}  # type: ignore[attr-defined]
+    vars(scenarios)["scenario_dict"] = {"phy_decay": Decay}
     monkeypatch.setitem(sys.modules, "apebench", ModuleType("apebench"))
     monkeypatch.setitem(sys.modules, "apebench.scenarios", scenarios)
     simulations.clear()

@@ -18,6 +18,7 @@ from torch import Tensor
 from sdkd_plugin import data as files
 from sdkd_plugin.data import TrafficData
 from sdkd_plugin.data.store import load_or_compute
+from sdkd_plugin.report import rollout_curves
 from sdkd_plugin.spectral import Bands, GraphTransform, GridTransform
 from sdkd_plugin.spectral.grid import Boundary
 from sdkd_plugin.study.task import PARTS, Samples, Task
@@ -94,10 +95,12 @@ def apebench_task(
         scenario: such as ``1d_phy_burgers`` or ``2d_phy_kolm_flow``; see `apebench_trajectories`.
         validation: the last so many of the trajectories for training.
         frames: how many are read and forecast; ``Unrolled(model, n)`` forecasts n of them.
-        **options: as of `apebench_trajectories`.
+        **options: of the scenario, such as ``num_points``, and ``folder``, where files are kept.
 
     Raises:
-        ValueError: as `apebench_trajectories`, or if a part has no window.
+        ValueError: if there is no such scenario or option, a trajectory has diverged, or a part has
+            no window.
+        ImportError: if files are missing and APEBench is not installed.
     """
     known, test = files.apebench_trajectories(scenario, **options)
     length = sum(frames)
@@ -110,7 +113,7 @@ def apebench_task(
     chosen = (known[:-validation], 1), (known[-validation:], length), (test, length)
     # `unfold` puts the frames of a window last.
     windows = [part.unfold(1, length, step).movedim(-1, 2).flatten(0, 1) for part, step in chosen]
-    scores = partial(_mean_nrmse, test.shape[2])
+    scores = partial(_mean_nrmse, GridTransform(test.shape[3:]), test.shape[2])
     source = f"simulated by APEBench, {scenario}"
     return _grid_task(
         windows, frames, "periodic", name=scenario, source=source, extra_scores=scores
@@ -255,12 +258,12 @@ def _repeat_last(channels: int, samples: Samples) -> Tensor:
     return last.repeat(1, samples.y.shape[1] // channels, *[1] * (last.ndim - 2))
 
 
-def _mean_nrmse(channels: int, forecast: Tensor, truth: Samples) -> dict[str, float]:
-    """The norm of the error over that of the truth, averaged over samples and steps."""
-    error, size = (
-        x.unflatten(1, (-1, channels)).flatten(2).norm(dim=2) for x in (forecast - truth.y, truth.y)
-    )
-    return {"mean_nRMSE": float((error / size).mean())}
+def _mean_nrmse(
+    transform: GridTransform, channels: int, forecast: Tensor, truth: Samples
+) -> dict[str, float]:
+    """APEBench's own score, over samples and steps."""
+    mine, theirs = (x.unflatten(1, (-1, channels)) for x in (forecast, truth.y))
+    return {"mean_nRMSE": float(rollout_curves(mine, theirs, transform, BANDS)["nRMSE"].mean())}
 
 
 def _channel_rmse(
