@@ -90,7 +90,9 @@ def _encoded(rows: Tensor, storage: str) -> tuple[Tensor, Tensor | None]:
 
 def decoded(stored: Tensor, scale: Tensor | None) -> Tensor:
     """Rows of stored numbers in their own magnitude."""
-    return stored if scale is None else stored.float() * scale[:, None]
+    if scale is None:
+        return stored
+    return stored.float() * scale.reshape(-1, *[1] * (stored.ndim - 1))
 
 
 def input_sums(x: Tensor) -> Float[Tensor, "batch 2"]:

@@ -69,7 +69,7 @@ class Part:
             return zlib.crc32(file.read(end - start))
 
     def map(self) -> dict[str, Tensor]:
-        """The rows of each column, flat, in mapped memory that must not be written to.
+        """The rows of each column, in mapped memory that must not be written to.
 
         Raises:
             FileNotFoundError, ValueError: if the file is missing or has another size.
@@ -84,8 +84,9 @@ class Part:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             rows = torch.from_numpy(mapped).view(self.dtype).reshape(int(self.starts[-1]), -1)
-        names = (name for name, _, _ in self.columns)
-        return dict(zip(names, rows.split(np.diff(self.places).tolist(), 1), strict=True))
+        parts = rows.split(np.diff(self.places).tolist(), 1)
+        pairs = zip(self.columns, parts, strict=True)
+        return {name: part.unflatten(1, shape) for (name, shape, _), part in pairs}
 
 
 def line(value: Any) -> bytes:

@@ -77,16 +77,20 @@ class TeacherCache(StoredOutputs):
             ),
             self.key["views"],
         )
-        self._columns = {
-            name: (shape, files.DTYPES[dtype]) for name, shape, dtype in self._parts[0].columns
-        }
-        self._names = [name for name in self._columns if name != "x"]
+        self._dtypes = {name: files.DTYPES[dtype] for name, _, dtype in self._parts[0].columns}
+        self._names = [name for name in self._dtypes if name != "x"]
+        self._outputs = [
+            (f"{i}.forecast", [(tap, f"{i}.latent.{tap}") for tap in taps])
+            for i, taps in enumerate(self.taps)
+        ]
         self._starts = np.cumsum([0, *(int(part.starts[-1]) for part in self._parts)])
         numbers = self._small("index", np.int64)
-        self.numbers = torch.from_numpy(numbers)
+        self.numbers, self._length = torch.from_numpy(numbers), len(numbers)
         self._sums = self._small("sums", np.float64).reshape(-1, 2)
-        scales = self._small("scales", np.float32).reshape(-1, len(self._columns))
-        self._scales = dict(zip(self._columns, scales.T, strict=True)) if len(scales) else {}
+        scales = self._small("scales", np.float32).reshape(-1, len(self._dtypes))
+        self._scales = dict(zip(self._dtypes, scales.T, strict=True)) if len(scales) else {}
+        stored = {self._parts[0].dtype, *self._dtypes.values()}
+        self._exact = not self._scales and len(stored) == 1
         if not len(self) * (self.views + 1) == self._starts[-1] == len(self._sums):
             raise files.damaged(self.folder, "has tables of other lengths than its files")
         self._order = None
@@ -96,14 +100,14 @@ class TeacherCache(StoredOutputs):
         errors = [record["errors"] for part in self._parts for record in part.records]
         self.round_trip = {
             name: (sum(e[name][0] for e in errors) / (sum(e[name][1] for e in errors) or 1)) ** 0.5
-            for name in self._columns
+            for name in self._dtypes
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TeacherCache, (self.folder,)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return self._length
 
     def __str__(self) -> str:
         size = sum(part.raw.stat().st_size for part in self._parts) / 1e6
@@ -122,15 +126,23 @@ class TeacherCache(StoredOutputs):
         Raises:
             ValueError: if a sample is not in the cache, a chunk is damaged, or ``x`` differs.
         """
-        rows = self._rows(index)
-        if x is not None:
-            self._check_inputs(index, rows, x)
-        read = self._read(self._names, rows)
+        # Where numbers are rows, reading refuses those that are not there: a check would cost more.
+        direct = index.ndim == 1 and self._order is None and not self.views
+        rows = index.cpu().numpy() if direct else self._rows(index)
+        try:
+            if x is not None:
+                self._check_inputs(index, rows, x)
+            read = self._read(self._names, rows)
+        except IndexError:
+            self._rows(index)
+            raise
         if x is not None:
             read = {name: values.to(x.device) for name, values in read.items()}
         return tuple(
-            TeacherOutput(read[f"{i}.forecast"], {tap: read[f"{i}.latent.{tap}"] for tap in taps})
-            for i, taps in enumerate(self.taps)
+            [
+                TeacherOutput(read[forecast], {tap: read[name] for tap, name in latents})
+                for forecast, latents in self._outputs
+            ]
         )
 
     def _check_inputs(self, index: Tensor, rows: np.ndarray, x: Tensor) -> None:
@@ -198,20 +210,17 @@ class TeacherCache(StoredOutputs):
         else:
             part_of = np.searchsorted(self._starts, rows, "right") - 1
             first = self._parts[0].columns_of
-            read = {n: first[n].new_empty(len(rows), first[n].shape[1]) for n in names}
+            read = {n: first[n].new_empty(len(rows), *first[n].shape[1:]) for n in names}
             for number in np.unique(part_of).tolist():
                 mine = part_of == number
                 local = rows[mine] - self._starts[number]
                 for name, values in self._parts[number].read(names, local).items():
                     read[name][torch.from_numpy(mine)] = values
-        tensors = {}
-        for name, stored in read.items():
-            shape, dtype = self._columns[name]
-            if self._scales or stored.dtype != dtype:
-                scale = torch.from_numpy(self._scales[name][rows]) if self._scales else None
-                stored = decoded(stored, scale).to(dtype)
-            tensors[name] = stored.reshape(-1, *shape)
-        return tensors
+        return read if self._exact else {n: self._decoded(n, read[n], rows) for n in names}
+
+    def _decoded(self, name: str, stored: Tensor, rows: np.ndarray) -> Tensor:
+        scale = torch.from_numpy(self._scales[name][rows]) if self._scales else None
+        return decoded(stored, scale).to(self._dtypes[name])
 
 
 class _OpenPart(Part):
