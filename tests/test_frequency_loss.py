@@ -25,6 +25,7 @@ GRAPH = GraphTransform.from_edges(**random_graph(), num_nodes=10, dtype=torch.fl
 DOMAINS = {
     "periodic": (GridTransform((6, 7)), (4, 3, 6, 7)),
     "reflect": (GridTransform((5, 8), "reflect"), (4, 3, 5, 8)),
+    "reflect, by FFT": (GridTransform((3, 130), "reflect"), (4, 3, 3, 130)),
     "graph": (GRAPH, (4, 5, 10, 2)),
 }
 TWO, SMOOTH = Bands.split(0.3), Bands((0.3, 0.6), transition=0.2)

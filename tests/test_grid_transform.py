@@ -12,9 +12,11 @@ import torch
 from transform_contract import BasisContract, Domain, Response
 
 from sdkd_plugin import Bands, GridTransform
+from sdkd_plugin.spectral import grid
 
 SHAPES = [(8,), (7,), (4, 6), (5, 7), (5, 4), (1, 6), (4, 2, 6), (3, 4, 5)]
-GRIDS = [(shape, boundary) for boundary in ("periodic", "reflect") for shape in SHAPES]
+GRIDS = [(shape, boundary, 128) for boundary in ("periodic", "reflect") for shape in SHAPES]
+GRIDS += [(shape, "reflect", 0) for shape in SHAPES]
 
 
 def grid_filter(
@@ -52,9 +54,15 @@ def grid_modes(shape: tuple[int, ...], boundary: str) -> Iterator[tuple[np.ndarr
 
 
 class TestGridTransform(BasisContract):
-    @pytest.fixture(params=GRIDS, ids=lambda p: f"{p[1]}-{'x'.join(map(str, p[0]))}")
-    def domain(self, request: pytest.FixtureRequest, device: torch.device) -> Domain:
-        shape, boundary = request.param
+    @pytest.fixture(params=GRIDS, ids=lambda p: f"{p[1]}-{'x'.join(map(str, p[0]))}-{p[2]}")
+    def domain(
+        self,
+        request: pytest.FixtureRequest,
+        device: torch.device,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Domain:
+        shape, boundary, by_matrix = request.param
+        monkeypatch.setattr(grid, "BY_MATRIX", by_matrix)
         transform = GridTransform(shape, boundary).to(device)
         return Domain(transform, grid_filter(shape, boundary), list(grid_modes(shape, boundary)))
 
@@ -108,6 +116,7 @@ bands, weights = Bands.split(0.3), torch.tensor([0.5, 2.0])
 for transform, *size in (
     (GridTransform((6, 5)), 2, 3, 6, 5),
     (GridTransform((6, 5), "reflect"), 2, 3, 6, 5),
+    (GridTransform((6, 129), "reflect"), 2, 3, 6, 129),
     (GraphTransform.from_edges(torch.tensor([[0, 1, 2], [1, 2, 0]]), None, 3), 2, 4, 3, 1),
 ):
     loss = lambda x: (transform.sample_band_energy(x, bands) @ weights).sum()

@@ -1,7 +1,7 @@
-"""The DCT-II of any number of axes by one real FFT, and its inverse.
+"""The DCT-II of any number of axes, and its inverse: small axes by matrices, others by a real FFT.
 
-Here live the reordering, the twiddle factors and the packed layout; what a frequency is, is in
-`grid`. `scipy.fft.dctn` has no gradient, and a matrix of cosines grows with the square of an axis.
+Here live the matrices, the reordering, the twiddle factors and the packed layout; what a frequency
+is, is in `grid`. `scipy.fft.dctn` has no gradient, and a matrix grows with the square of an axis.
 
 With ``v = (x_0, x_2, ..., x_3, x_1)`` along each axis, V its DFT and ``w_k = exp(-i pi k / 2N)``,
 the unscaled DCT-II along one axis is ``C_k = Re(w_k V_k)``, ``C_(N-k) = -Im(w_k V_k)``; along a
@@ -14,22 +14,36 @@ Source: Makhoul 1980, "A fast cosine transform in one and two dimensions".
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import scipy.fft
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 
+def matrix(size: int) -> Float[Tensor, "k n"]:
+    """The orthonormal DCT-II of an axis, float64."""
+    return torch.from_numpy(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
+
+
+def product(
+    x: Float[Tensor, "..."], matrices: Sequence[Tensor], axes: Sequence[int]
+) -> Float[Tensor, "..."]:
+    """Fields with a matrix applied along each axis; the axes are the last ones, ascending."""
+    for of_axis, axis in zip(matrices[:-1], axes[:-1], strict=True):
+        x = (of_axis @ x.flatten(axis + 1)).reshape(x.shape)
+    return x @ matrices[-1].mT
+
+
 def packed_cosines(
-    x: Float[Tensor, "..."], axes: Sequence[int], twiddles: Sequence[Tensor]
+    x: Float[Tensor, "..."], axes: Sequence[int], twiddles: Sequence[Tensor], order: Tensor
 ) -> Complex[Tensor, "..."]:
     """``2^(d - 1)`` times the packed coefficients of fields over their d last axes.
 
     ``axes`` are counted from the end, ascending; ``twiddles`` are those of each, as `twiddle` gives
-    them, in the dtype of ``x``.
+    them, in the dtype of ``x``; ``order`` is `even_odd` of the sizes.
     """
-    for axis in axes[:-1]:
-        x = x.index_select(axis, _even_odd(x.shape[axis], x.device))
-    c = torch.fft.rfftn(torch.cat((x[..., ::2], x[..., 1::2].flip(-1)), -1), dim=tuple(axes))
+    c = torch.fft.rfftn(_reordered(x, order), dim=tuple(axes))
     factor = torch.view_as_complex(twiddles[-1])[: c.shape[-1]]
     for axis, twiddle in zip(axes[:-1], twiddles[:-1], strict=True):
         w = _along(torch.view_as_complex(twiddle), axis)
@@ -39,9 +53,16 @@ def packed_cosines(
 
 
 def fields_from_packed(
-    c: Complex[Tensor, "..."], last: int, axes: Sequence[int], twiddles: Sequence[Tensor]
+    c: Complex[Tensor, "..."],
+    last: int,
+    axes: Sequence[int],
+    twiddles: Sequence[Tensor],
+    place: Tensor,
 ) -> Float[Tensor, "..."]:
-    """The inverse of `packed_cosines`, which may overwrite ``c``; ``last`` is an axis' length."""
+    """The inverse of `packed_cosines`, which may overwrite ``c``; ``last`` is an axis' length.
+
+    ``place`` is where `even_odd` came from, its ``argsort``.
+    """
     factor = torch.view_as_complex(twiddles[-1])[: c.shape[-1]].conj()
     for axis, twiddle in zip(axes[:-1], twiddles[:-1], strict=True):
         w = _along(torch.view_as_complex(twiddle), axis).conj() / 2
@@ -54,13 +75,7 @@ def fields_from_packed(
         factor = factor.new_ones(())
     c = c if len(axes) > 1 else c * factor
     shape = (*(c.shape[axis] for axis in axes[:-1]), last)
-    v = torch.fft.irfftn(c, s=shape, dim=tuple(axes))
-    even, odd = v[..., : (last + 1) // 2], v[..., (last + 1) // 2 :].flip(-1)
-    pairs = torch.stack((even[..., : last // 2], odd), -1).flatten(-2)
-    x = torch.cat((pairs, even[..., last // 2 :]), -1) if last % 2 else pairs
-    for axis in axes[:-1]:
-        x = x.index_select(axis, _even_odd(x.shape[axis], x.device).argsort())
-    return x
+    return _reordered(torch.fft.irfftn(c, s=shape, dim=tuple(axes)), place)
 
 
 def twiddle(size: int) -> Float[Tensor, "k 2"]:
@@ -110,10 +125,20 @@ def pack(coefficients: Float[Tensor, "..."]) -> Complex[Tensor, "..."]:
     return torch.view_as_complex(reals * sign)
 
 
-def _even_odd(size: int, device: torch.device) -> Tensor:
-    return torch.cat(
-        (torch.arange(0, size, 2, device=device), torch.arange(1, size, 2, device=device).flip(0))
-    )
+def even_odd(shape: Sequence[int]) -> Int[Tensor, " points"]:
+    """The reordering of all axes at once, as places in a field that is flat."""
+    order = torch.zeros(1, dtype=torch.int32)
+    for size in shape:
+        along = torch.arange(size, dtype=torch.int32)
+        along = torch.cat((along[::2], along[1::2].flip(0)))
+        order = (order[:, None] * size + along).flatten()
+    return order
+
+
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    # In one pass; `index_select` is fast on two axes only.
+    flat = x.reshape(-1, order.numel())
+    return flat.index_select(1, order).reshape(x.shape)
 
 
 def _along(values: Tensor, axis: int) -> Tensor:

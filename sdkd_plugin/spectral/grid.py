@@ -15,8 +15,11 @@ from sdkd_plugin.spectral.basis import AbstractBasisTransform
 
 Boundary = Literal["periodic", "reflect"]
 
-CACHED = 2**18
+CACHED = 2**21
 """Elements of a block of fields that a CPU transforms by the DCT at once."""
+
+BY_MATRIX = 128
+"""Up to this size of all axes products with the DCT's matrices beat an FFT and its reordering."""
 
 
 @explained
@@ -57,6 +60,8 @@ class GridTransform(AbstractBasisTransform):
     domain_shape: tuple[int, ...] = ()
     domain_axes: tuple[int, ...] = ()
     channel_axis: int = 0
+    _order: Tensor
+    _place: Tensor
 
     def __init__(self, shape: Sequence[int], boundary: Boundary = "periodic") -> None:
         if isinstance(shape, str) or not 1 <= len(shape) <= 3:
@@ -79,58 +84,68 @@ class GridTransform(AbstractBasisTransform):
         self.domain_axes = tuple(range(-len(shape), 0))
         self.channel_axis = -len(shape) - 1
         self.boundary: Boundary = boundary
-        self._scale = math.prod(shape) ** -0.5
-        if boundary == "reflect":
-            for axis, size in enumerate(shape):
-                self.register_buffer(f"_twiddle_{axis}", cosine.twiddle(size), persistent=False)
+        # Of the three layouts only that of the DCT by FFT is not the one of `frequencies`.
+        self._folded = boundary == "reflect" and max(shape) > BY_MATRIX
+        self._paired = boundary == "periodic"
+        self._scale = math.prod(shape) ** -0.5 if self._paired else 1.0
+        if self._folded:
+            order = cosine.even_odd(shape)
+            self.register_buffer("_order", order, persistent=False)
+            self.register_buffer("_place", order.argsort().int(), persistent=False)
+        for axis, size in enumerate(shape if boundary == "reflect" else ()):
+            factors = cosine.twiddle(size) if self._folded else cosine.matrix(size)
+            self.register_buffer(f"_factors_{axis}", factors, persistent=False)
 
     def resized(self, domain_shape: tuple[int, ...]) -> "GridTransform":
         """A grid of another resolution with the same boundary."""
         return GridTransform(domain_shape, self.boundary)
 
     def _pack(self, c: Tensor) -> Tensor:
-        if self.boundary == "periodic":
-            return c / self._scale
-        return cosine.pack(c / cosine.amplitudes(self.shape).to(c))
+        if self._folded:
+            return cosine.pack(c / cosine.amplitudes(self.shape).to(c))
+        return super()._pack(c)
 
     def _unpack(self, c: Tensor) -> Tensor:
-        if self.boundary == "periodic":
-            return c * self._scale
-        return cosine.unpack(c, self.shape[-1]) * cosine.amplitudes(self.shape).to(c.real)
+        if self._folded:
+            return cosine.unpack(c, self.shape[-1]) * cosine.amplitudes(self.shape).to(c.real)
+        return super()._unpack(c)
 
     def _to_packed(self, x: Tensor) -> Tensor:
-        if self.boundary == "periodic":
+        if self._paired:
             return torch.fft.rfftn(x, dim=self.domain_axes)
-        twiddles = self._twiddles(x.dtype)
-        return self._in_blocks(lambda x: cosine.packed_cosines(x, self.domain_axes, twiddles), x)
+        factors = self._factors(x.dtype)
+        if not self._folded:
+            return cosine.product(x, factors, self.domain_axes)
+        options = self.domain_axes, factors, self._order
+        return self._in_blocks(lambda x: cosine.packed_cosines(x, *options), x)
 
     def _from_packed(self, c: Tensor) -> Tensor:
-        if self.boundary == "periodic":
+        if self._paired:
             return torch.fft.irfftn(c, s=self.shape, dim=self.domain_axes)
-        twiddles, last = self._twiddles(c.real.dtype), self.shape[-1]
-        return self._in_blocks(
-            lambda c: cosine.fields_from_packed(c, last, self.domain_axes, twiddles), c
-        )
+        factors = self._factors(c.real.dtype)
+        if not self._folded:
+            return cosine.product(c, [matrix.mT for matrix in factors], self.domain_axes)
+        options = self.shape[-1], self.domain_axes, factors, self._place
+        return self._in_blocks(lambda c: cosine.fields_from_packed(c, *options), c)
 
     def _in_blocks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """A function of a batch in blocks, so that temporary tensors stay in the cache."""
-        if x.is_cuda or torch.is_grad_enabled() or x.ndim == len(self.shape):
-            return function(x)
         samples = max(1, CACHED * len(x) // x.numel())
+        whole = x.ndim == len(self.shape) or samples >= len(x)
+        if whole or x.is_cuda or torch.is_grad_enabled():
+            return function(x)
         return torch.cat([function(block) for block in x.split(samples)])
 
-    def _twiddles(self, dtype: torch.dtype) -> list[Tensor]:
-        return [getattr(self, f"_twiddle_{axis}").to(dtype) for axis in range(len(self.shape))]
+    def _factors(self, dtype: torch.dtype) -> list[Tensor]:
+        return [getattr(self, f"_factors_{axis}").to(dtype) for axis in range(len(self.shape))]
 
     def _slots(self, values: Tensor) -> Tensor:
-        if self.boundary == "periodic":
-            return torch.stack((values, values), -1)
-        return cosine.slots(values)
+        return cosine.slots(values) if self._folded else super()._slots(values)
 
     def _slot_energy(self) -> Tensor:
-        if self.boundary == "periodic":
-            return self._slots(self.multiplicity * self._scale**2)
-        return cosine.slot_energy(self.shape).to(self.frequencies.device)
+        if self._folded:
+            return cosine.slot_energy(self.shape).to(self.frequencies.device)
+        return super()._slot_energy()
 
     def extra_repr(self) -> str:
         """Shape and boundary, for ``print``."""

@@ -2,13 +2,12 @@
 
 from typing import Literal, get_args
 
-import numpy as np
-import scipy.fft
 import torch
 from torch import Tensor
 
 from sdkd_plugin._checks import check_choice, check_sizes
 from sdkd_plugin._explained import explained
+from sdkd_plugin.spectral import cosine
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.graph import GraphTransform
 from sdkd_plugin.spectral.transform import AbstractTransform
@@ -82,8 +81,7 @@ class ProductTransform(AbstractBasisTransform):
         self.domain_axes = (space.domain_axes[0] - 1, *(space.domain_axes if basis else ()))
         self.channel_axis = space.channel_axis
         # A horizon is short: one small product is faster than an FFT.
-        cosines = torch.from_numpy(scipy.fft.dct(np.eye(frames), axis=0, norm="ortho"))
-        self.register_buffer("_cosines", cosines, persistent=False)
+        self.register_buffer("_cosines", cosine.matrix(frames), persistent=False)
 
     def resized(self, domain_shape: tuple[int, ...]) -> AbstractTransform:
         """For another size; on a grid that of space alone, for latents have no frames there.
