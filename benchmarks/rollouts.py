@@ -110,7 +110,7 @@ KS = Flow(
     steps=(12_800, 4000),
     batch=16,
     teachers={f"teacher, noise {n}": n for n in (1e-3, 3e-3, 1e-2)},
-    labels=("one step", "input noise", "unrolled", "unrolled without gradient"),
+    labels=("one step", "input noise", "unrolled", "unrolled, noise", "unrolled without gradient"),
     floors=(1e-2, 1e-3, 1e-4),
     distilled=("one step", "input noise", "on-policy", "on-policy, noise", "inverse energy"),
 )
@@ -129,7 +129,7 @@ KOLMOGOROV = Flow(
     steps=(2000, 1000),
     batch=4,
     teachers={f"teacher, noise {n}": n for n in (1e-3, 1e-2)} | {"teacher, unrolled": 0.0},
-    labels=("one step", "input noise", "unrolled"),
+    labels=("one step", "input noise", "unrolled", "unrolled, noise"),
     floors=(1e-2, 1e-3),
     distilled=("one step", "on-policy", "on-policy, inverse energy"),
 )
@@ -204,7 +204,7 @@ def loss_of(
         return lambda truth: step(truth[:, 0], truth[:, 1]).total
     if "unrolled" in arm:
         rolled = Unrolled(model, ROLLED, through_time="without" not in arm)
-        return lambda truth: F.mse_loss(rolled(truth[:, 0]), truth[:, 1:].flatten(1, 2))
+        return lambda truth: F.mse_loss(rolled(noise(truth[:, 0])), truth[:, 1:].flatten(1, 2))
     return lambda truth: error(model(noise(truth[:, 0])), truth[:, 1]).mean()
 
 

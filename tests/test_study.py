@@ -125,6 +125,9 @@ def test_a_stopped_study_goes_on(task, teacher, tmp_path, monkeypatch):
     assert other.rows.mse[3] != whole.rows.mse[3]
     assert len(list(tmp_path.iterdir())) == 3 + 2
     assert set(run(lr=1e-2).rows.protocol[2:]).isdisjoint(whole.rows.protocol)
+    task = dataclasses.replace(task, extra_scores=lambda forecast, samples: {"bias": 0.0})
+    run = partial(study, task, student=make_student, teacher=teacher, folder=tmp_path, **QUICK)
+    assert set(run().rows.bias.dropna()) == {0.0}
 
 
 @pytest.mark.slow

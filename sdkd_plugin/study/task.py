@@ -133,6 +133,8 @@ class Task:
         identity = [parts, self.shared, units, domain, self.labels_first]
         if (group := self.symmetry) is not None:
             identity += [group.name, group.elements(self.train.y.shape[-group.axes :])]
+        if self.extra_scores is not None:
+            identity.append(self.extra_scores)
         return fingerprint(identity)
 
     def labelled(self, share: float, seed: int) -> Bool[Tensor, " samples"]:
