@@ -126,9 +126,9 @@ KOLMOGOROV = Flow(
     kernel=3,
     dilations=(1, 2, 4, 2, 1),
     widths=(32, 16),
-    steps=(2000, 1000),
+    steps=(6000, 1000),
     batch=4,
-    teachers={f"teacher, noise {n}": n for n in (1e-3, 1e-2)} | {"teacher, unrolled": 0.0},
+    teachers={f"teacher, noise {n}": n for n in (1e-3, 1e-2, 3e-2)},
     labels=("one step", "input noise", "unrolled", "unrolled, noise"),
     floors=(1e-2, 1e-3),
     distilled=("one step", "on-policy", "on-policy, inverse energy"),
@@ -203,8 +203,8 @@ def loss_of(
         step = SDKDDistiller(teacher, model, flow.transform, flow.bands, **options).step
         return lambda truth: step(truth[:, 0], truth[:, 1]).total
     if "unrolled" in arm:
-        rolled = Unrolled(model, ROLLED, through_time="without" not in arm)
-        return lambda truth: F.mse_loss(rolled(noise(truth[:, 0])), truth[:, 1:].flatten(1, 2))
+        unrolled = Unrolled(model, ROLLED, through_time="without" not in arm)
+        return lambda truth: F.mse_loss(unrolled(noise(truth[:, 0])), truth[:, 1:].flatten(1, 2))
     return lambda truth: error(model(noise(truth[:, 0])), truth[:, 1]).mean()
 
 
