@@ -12,6 +12,7 @@ from torch import Tensor
 from tsl.data import BatchMapItem, SpatioTemporalDataset
 
 from sdkd_plugin.cache import precompute
+from sdkd_plugin.cache.chunks import weighted_sums
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.teachers import TeacherOutput
 
@@ -73,7 +74,7 @@ class WindowOutputs:
         def inputs() -> Iterator[dict[str, Any]]:
             for each in window_inputs(batches):
                 steps.append(each["index"])
-                sums.append(_sums(each["x"]))
+                sums.append(weighted_sums(each["x"]))
                 yield each
 
         self._outputs = precompute(loss, inputs())
@@ -97,15 +98,9 @@ class WindowOutputs:
                 f"there is no teacher output for the window that begins at step "
                 f"{int(steps[rows < 0][0])}: precompute all windows of training."
             )
-        if not torch.allclose(self._sums[rows], _sums(x).cpu(), rtol=1e-5, atol=1e-3):
+        if not torch.allclose(self._sums[rows], weighted_sums(x).cpu(), rtol=1e-5, atol=1e-3):
             raise ValueError(
                 "the readings of a window are not those that the teachers' outputs were computed "
                 "from: the data, their scaling or an augmentation changed; precompute again."
             )
         return [output.select(rows).to(x.device) for output in self._outputs]
-
-
-def _sums(x: Tensor) -> Float[Tensor, " batch"]:
-    """A weighted sum of each window; unequal weights notice reordered sensors too."""
-    flat = x.flatten(1).double()
-    return flat @ torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
