@@ -13,7 +13,7 @@ or the two-dimensional Kolmogorov flow.
 
     pip install '.[benchmarks]'
     python benchmarks/rollouts.py                 # one core, about 45 minutes
-    python benchmarks/rollouts.py kolmogorov      # about 20 minutes
+    python benchmarks/rollouts.py kolmogorov      # about 70 minutes
 
 Bar: the correlation time of the best distilled arm, by validation, is 20 % above that of the best
 arm on labels alone, its spectrum error at most half of that arm's, and no roll-out of it diverges.
@@ -126,7 +126,7 @@ KOLMOGOROV = Flow(
     kernel=3,
     dilations=(1, 2, 4, 2, 1),
     widths=(32, 16),
-    steps=(6000, 1000),
+    steps=(6000, 4000),
     batch=4,
     teachers={f"teacher, noise {n}": n for n in (1e-3, 1e-2, 3e-2)},
     labels=("one step", "input noise", "unrolled", "unrolled, noise"),
