@@ -110,7 +110,7 @@ def check_finite(
         raise ValueError(f"`{argument}` is on the meta device, expected a tensor with values.")
     # A finite sum proves all its terms finite, at a small part of the cost; an infinite one may be
     # an overflow.
-    if bool(torch.isfinite(x.sum())):
+    if math.isfinite(x.sum().item()):
         return
     if bad := int((~torch.isfinite(x)).sum()):
         raise ValueError(

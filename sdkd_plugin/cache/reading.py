@@ -15,13 +15,10 @@ from torch import Tensor
 from sdkd_plugin._checks import check_shape
 from sdkd_plugin._explained import explained
 from sdkd_plugin.cache import files
-from sdkd_plugin.cache.chunks import decoded, weighted_sums
+from sdkd_plugin.cache.chunks import decoded, same_inputs
 from sdkd_plugin.cache.files import Part
 from sdkd_plugin.cache.key import FORMAT, differences
 from sdkd_plugin.teachers import InputNames, StoredOutputs, TeacherOutput
-
-_SAME = 1e-6
-"""How far sums of the same inputs on two devices may differ, of the sum of magnitudes."""
 
 
 @explained
@@ -128,7 +125,7 @@ class TeacherCache(StoredOutputs):
         """
         # Where numbers are rows, reading refuses those that are not there: a check would cost more.
         direct = index.ndim == 1 and self._order is None and not self.views
-        rows = index.cpu().numpy() if direct else self._rows(index)
+        rows = index.cpu() if direct else self._rows(index)
         try:
             if x is not None:
                 self._check_inputs(index, rows, x)
@@ -145,10 +142,9 @@ class TeacherCache(StoredOutputs):
             ]
         )
 
-    def _check_inputs(self, index: Tensor, rows: np.ndarray, x: Tensor) -> None:
+    def _check_inputs(self, index: Tensor, rows: Tensor, x: Tensor) -> None:
         check_shape("index", rows.shape, x.shape[:1], "one number for each sample of x")
-        sums, magnitudes = self._sums[rows].T
-        same = np.abs(weighted_sums(x).cpu().numpy() - sums) <= _SAME * magnitudes
+        same = same_inputs(x, self._sums[rows.numpy()])
         if not same.all():
             raise ValueError(
                 f"the inputs of sample {index.cpu().numpy()[~same][0].tolist()} are not those of "
@@ -183,7 +179,7 @@ class TeacherCache(StoredOutputs):
         size = np.dtype(dtype).itemsize
         return np.frombuffer(bytearray(content[: len(content) // size * size]), dtype)
 
-    def _rows(self, index: Tensor) -> np.ndarray:
+    def _rows(self, index: Tensor) -> Tensor:
         """Places of samples and views in the files."""
         given = index.cpu().numpy()
         if given.ndim not in (1, 2) or given.shape[1:] not in ((), (2,)):
@@ -202,24 +198,24 @@ class TeacherCache(StoredOutputs):
                 f"{len(self)} samples with {self.views} augmented views: give the numbers that it "
                 "was built with, or append the samples."
             )
-        return places * (self.views + 1) + views if self.views else places
+        return torch.from_numpy(places * (self.views + 1) + views)
 
-    def _read(self, names: list[str], rows: np.ndarray) -> dict[str, Tensor]:
+    def _read(self, names: list[str], rows: Tensor) -> dict[str, Tensor]:
         if len(self._parts) == 1:
             read = self._parts[0].read(names, rows)
         else:
-            part_of = np.searchsorted(self._starts, rows, "right") - 1
+            part_of = np.searchsorted(self._starts, rows.numpy(), "right") - 1
             first = self._parts[0].columns_of
             read = {n: first[n].new_empty(len(rows), *first[n].shape[1:]) for n in names}
             for number in np.unique(part_of).tolist():
-                mine = part_of == number
-                local = rows[mine] - self._starts[number]
+                mine = torch.from_numpy(part_of == number)
+                local = rows[mine] - int(self._starts[number])
                 for name, values in self._parts[number].read(names, local).items():
-                    read[name][torch.from_numpy(mine)] = values
+                    read[name][mine] = values
         return read if self._exact else {n: self._decoded(n, read[n], rows) for n in names}
 
-    def _decoded(self, name: str, stored: Tensor, rows: np.ndarray) -> Tensor:
-        scale = torch.from_numpy(self._scales[name][rows]) if self._scales else None
+    def _decoded(self, name: str, stored: Tensor, rows: Tensor) -> Tensor:
+        scale = torch.from_numpy(self._scales[name][rows.numpy()]) if self._scales else None
         return decoded(stored, scale).to(self._dtypes[name])
 
 
@@ -235,11 +231,10 @@ class _OpenPart(Part):
         self.verified = np.frombuffer(mmap.mmap(-1, len(self.records)), np.bool_)
         self.whole = False
 
-    def read(self, names: list[str], rows: np.ndarray) -> dict[str, Tensor]:
+    def read(self, names: list[str], rows: Tensor) -> dict[str, Tensor]:
         if not self.whole:
-            self.verify(np.searchsorted(self.starts, rows, "right") - 1)
-        index = torch.from_numpy(rows)
-        return {name: self.columns_of[name].index_select(0, index) for name in names}
+            self.verify(np.searchsorted(self.starts, rows.numpy(), "right") - 1)
+        return {name: self.columns_of[name].index_select(0, rows) for name in names}
 
     def verify(self, chunks: np.ndarray) -> None:
         for chunk in np.unique(chunks[~self.verified[chunks]]).tolist():

@@ -61,7 +61,7 @@ def band_errors(
     # The difference of two half-precision fields has few digits left unless taken in float32.
     dtype = torch.promote_types(student.dtype, torch.promote_types(teacher.dtype, torch.float32))
     energy = transform.sample_band_energy(student.to(dtype) - teacher.to(dtype), bands)
-    return energy / student[0].numel()
+    return energy / (student.numel() // len(student))
 
 
 def observed_band_errors(
@@ -205,7 +205,8 @@ class FrequencyAlignedLoss(nn.Module):
             trust: factors of the weights, 1 by default.
         """
         errors = band_errors(student, teacher, self.transform, self.bands)
-        measured = errors.detach().mean(0)
+        mean = errors.mean(0)
+        measured = mean.detach()
         if weights is None:
             weighting, energy, error = self.weighting, None, None
             if weighting.training or weighting.needs_in_eval:
@@ -220,9 +221,10 @@ class FrequencyAlignedLoss(nn.Module):
         if self.amse.weight:
             fields = student, teacher, self.transform, self.bands
             errors = errors + self.amse.excess(*fields, y, mask)
+            mean = errors.mean(0)
         if sample_weights is not None:
-            errors = sample_weights[:, None] * errors
-        return FrequencyTerms((errors.mean(0) * weights).sum(), measured, weights)
+            mean = (sample_weights[:, None] * errors).mean(0)
+        return FrequencyTerms((mean * weights).sum(), measured, weights)
 
     @torch.no_grad()
     def measure(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdkd_plugin.spectral.bands import Bands, Spectrum
 from sdkd_plugin.spectral.quadratic import AbstractQuadraticTransform
-from sdkd_plugin.spectral.transform import check_field, working_dtype
+from sdkd_plugin.spectral.transform import check_field, full_precision, working_dtype
 
 
 class AbstractBasisTransform(AbstractQuadraticTransform):
@@ -79,12 +79,12 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
             ValueError: if the fields do not lie on the domain.
         """
         check_field(self, x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             return self._unpack(self._to_packed(x.to(working_dtype(x))))
 
     def inverse(self, coefficients: Shaped[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Fields from their coefficients."""
-        with torch.autocast(coefficients.device.type, enabled=False):
+        with full_precision(coefficients):
             return self._from_packed(self._pack(coefficients))
 
     def _weighted(self, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
         rest = self._rest_of(response) if self.needs_field else 0.0
         working = x.to(working_dtype(x))
         factors = self._slots(gain.to(working) - rest).flatten()[None]
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             filtered = self._from_packed(self._times(self._to_packed(working), factors))
         return (filtered + rest * working if self.needs_field else filtered).to(x.dtype)
 

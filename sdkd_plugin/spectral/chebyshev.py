@@ -31,7 +31,7 @@ from sdkd_plugin._checks import check_positive
 from sdkd_plugin.spectral.bands import Bands
 from sdkd_plugin.spectral.laplacian import Laplacian
 from sdkd_plugin.spectral.quadratic import AbstractQuadraticTransform
-from sdkd_plugin.spectral.transform import check_field, working_dtype
+from sdkd_plugin.spectral.transform import check_field, full_precision, working_dtype
 
 MARGIN = 0.01
 """The polynomials' interval ends this much above the eigenvalue that Lanczos finds from below."""
@@ -202,7 +202,7 @@ class ChebyshevGraph(AbstractQuadraticTransform):
         working = x.to(working_dtype(x))
         table = torch.cat([at_zero, _polynomial(response, self.tolerance)])[None].to(working)
         batched = working if x.ndim > 2 else working[None]
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             image = _Images.apply(batched, table, self)[..., 0]
         return image.reshape(x.shape).to(x.dtype)
 

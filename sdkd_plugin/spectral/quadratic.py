@@ -4,6 +4,7 @@ Here lives the one autograd function behind every spectral loss. How ``g_i(L)`` 
 `basis` and `chebyshev`.
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin.spectral.bands import Bands
-from sdkd_plugin.spectral.transform import AbstractTransform, check_field, working_dtype
+from sdkd_plugin.spectral.transform import (
+    AbstractTransform,
+    check_field,
+    full_precision,
+    working_dtype,
+)
 
 CHUNK = 2**27
 """Elements of a field transformed at once: larger batches are split, to bound temporary memory."""
@@ -103,7 +109,7 @@ class _BandEnergy(torch.autograd.Function):
     def forward(
         x: Tensor, tables: Tensor, transform: AbstractQuadraticTransform
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             a = transform._analyse(x, tables)
             # What is left to the highest band can be negative by round-off.
             return transform._bilinear(x, a, x, a, tables).clamp(min=0), a
@@ -121,7 +127,7 @@ class _BandEnergy(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None]:
         tables, a, *field = ctx.saved_tensors
         gradient = None
-        with torch.autocast(a.device.type, enabled=False):
+        with full_precision(a):
             if of_energy is not None:
                 gradient = ctx.transform._combine(
                     field[0] if field else a, a, 2 * of_energy, tables
@@ -130,6 +136,10 @@ class _BandEnergy(torch.autograd.Function):
                 more = ctx.transform._adjoint(of_analysis, tables)
                 gradient = more if gradient is None else gradient + more
         return gradient, None, None
+
+
+# torch asks for it in each call, and works it out anew.
+_BandEnergy.forward.__signature__ = inspect.signature(_BandEnergy.forward)  # type: ignore[attr-defined]
 
 
 class _ForwardBandEnergy(_BandEnergy):

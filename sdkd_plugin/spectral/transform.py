@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -104,6 +105,12 @@ class AbstractTransform(nn.Module, ABC):
         samples = last.reshape(-1, *self.domain_shape, *behind)
         energy = self.sample_band_energy(samples, bands)
         return energy.reshape(*last.shape[:-n_domain], bands.n_bands)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """A context without autocast; entering torch's own costs as much as a small kernel."""
+    enabled = torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if enabled else nullcontext()
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

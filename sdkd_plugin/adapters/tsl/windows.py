@@ -12,7 +12,7 @@ from torch import Tensor
 from tsl.data import BatchMapItem, SpatioTemporalDataset
 
 from sdkd_plugin.cache import precompute
-from sdkd_plugin.cache.chunks import weighted_sums
+from sdkd_plugin.cache.chunks import input_sums, same_inputs
 from sdkd_plugin.loss import DistillationLoss
 from sdkd_plugin.teachers import TeacherOutput
 
@@ -74,12 +74,12 @@ class WindowOutputs:
         def inputs() -> Iterator[dict[str, Any]]:
             for each in window_inputs(batches):
                 steps.append(each["index"])
-                sums.append(weighted_sums(each["x"]))
+                sums.append(input_sums(each["x"]).cpu())
                 yield each
 
         self._outputs = precompute(loss, inputs())
         numbers = torch.cat(steps)
-        self._sums = torch.cat(sums)
+        self._sums = torch.cat(sums).numpy()
         self._row = torch.full((int(numbers.max()) + 2,), -1)  # the last for all later steps
         self._row[numbers] = torch.arange(len(numbers))
 
@@ -98,7 +98,7 @@ class WindowOutputs:
                 f"there is no teacher output for the window that begins at step "
                 f"{int(steps[rows < 0][0])}: precompute all windows of training."
             )
-        if not torch.allclose(self._sums[rows], weighted_sums(x).cpu(), rtol=1e-5, atol=1e-3):
+        if not same_inputs(x, self._sums[rows]).all():
             raise ValueError(
                 "the readings of a window are not those that the teachers' outputs were computed "
                 "from: the data, their scaling or an augmentation changed; precompute again."
