@@ -1,11 +1,12 @@
 """Students that are rolled out: what each objective is worth, on labels alone and with a teacher.
 
-The teacher is trained on 50 trajectories of APEBench; of the candidates in ``teachers`` the one of
-the longest correlation time on 20 validation trajectories is taken. Students have the first 12 or
-all 50 labelled steps of one of these trajectories, and the same steps and batches; they are rolled
-out from 100 unseen states. The floor of their weights by inverse energy is chosen on validation
-too, for the first seed. Arms and settings were fixed on trajectories of another test seed; the test
-is opened once.
+The teacher is trained on 50 trajectories of APEBench; of the candidates that diverge least on 20
+validation trajectories the one of the longest correlation time is taken. Students have the first 12
+or all 50 labelled steps of one of these trajectories, and as many steps of batches of one size; a
+step of distillation takes longer. They are rolled out from 100 unseen states. The floor of their
+weights by inverse energy is chosen on validation too, for the first seed. Arms and settings were
+fixed on trajectories of another test seed; the test is opened once. "All labels" is what two arms
+on labels reach with all that the teacher had.
 
 The data are simulated once and kept in ``--cache``; rows are appended as they come, and the same
 command goes on where it was stopped. The flow is the one-dimensional Kuramoto-Sivashinsky equation
@@ -139,6 +140,7 @@ COLUMNS = {
     "log_spectrum_error": ("log spectrum error", ".3f"),
     "diverged": ("diverged of 100", ".1f"),
     "one_step": ("nRMSE of one step", ".5f"),
+    "cpu_seconds": ("training and scoring / s", ".0f"),
 }
 
 
@@ -163,7 +165,7 @@ class Net(nn.Module):
         return x + self.net(x)
 
 
-def rolled(arm: str) -> int:
+def steps_in_a_row(arm: str) -> int:
     """Steps in a row that an arm is trained for."""
     return ROLLED if "unrolled" in arm else 1
 
@@ -240,15 +242,14 @@ def scores(flow: Flow, model: nn.Module, truth: Tensor) -> dict[str, float]:
 
 
 def best_teacher(flow: Flow, data: Tensor, validation: Tensor, cache: Path) -> nn.Module:
-    """The candidate of the longest correlation time on validation, if none of it diverged."""
+    """Of the candidates that diverge least on validation, that of the longest correlation time."""
     found = {}
     for arm in flow.teachers:
         model = flow.net(0, teacher=True)
         kept = cache / f"{flow.scenario}_{arm.replace(' ', '_')}_{flow.steps[0]}.safetensors"
         if not kept.exists():
             loss = loss_of(flow, arm, model, model, None, data[:, 1:].flatten(0, 1), 0)
-            options = {"rolled": rolled(arm), "seed": 0, "steps": flow.steps[0]}
-            train(model, loss, data, batch=flow.batch, **options)
+            train(model, loss, data, rolled=1, seed=0, steps=flow.steps[0], batch=flow.batch)
             save_file(model.state_dict(), kept)
         model.load_state_dict(load_file(kept))
         of = scores(flow, model, validation)
@@ -259,7 +260,7 @@ def best_teacher(flow: Flow, data: Tensor, validation: Tensor, cache: Path) -> n
 def run(flow: Flow, labels: int, seeds: int, steps: int, cache: Path, file: Path) -> pd.DataFrame:
     """Train and score what is missing in the CSV, and return all rows of these labels and steps.
 
-    `REFERENCES` have all labels: the teacher, and what students of these steps can be at best.
+    `REFERENCES` have all labels, the teacher's.
     """
     data, test = simulated(flow, cache)
     validation, test = test.split([VALIDATION, len(test) - VALIDATION])
@@ -288,7 +289,7 @@ def run(flow: Flow, labels: int, seeds: int, steps: int, cache: Path, file: Path
         start, model = time.process_time(), teacher if arm == "teacher" else flow.net(seed)
         if arm != "teacher":
             loss = loss_of(flow, arm, model, teacher, floor, y, seed)
-            options = {"rolled": rolled(arm), "seed": seed, "steps": steps}
+            options = {"rolled": steps_in_a_row(arm), "seed": seed, "steps": steps}
             train(model, loss, data if arm in REFERENCES else given, batch=flow.batch, **options)
         row = {**key, **scores(flow, model, test)}
         of_validation = scores(flow, model, validation)["correlation_time"]

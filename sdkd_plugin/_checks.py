@@ -4,6 +4,7 @@ Here live the few checks that more than one room needs; each raises `ValueError`
 imports anything of ours.
 """
 
+import cmath
 import inspect
 import math
 import operator
@@ -110,7 +111,7 @@ def check_finite(
         raise ValueError(f"`{argument}` is on the meta device, expected a tensor with values.")
     # A finite sum proves all its terms finite, at a small part of the cost; an infinite one may be
     # an overflow.
-    if math.isfinite(x.sum().item()):
+    if cmath.isfinite(x.sum().item()):
         return
     if bad := int((~torch.isfinite(x)).sum()):
         raise ValueError(

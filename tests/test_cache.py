@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sdkd_plugin import (
+    DistillationLoss,
     GaussianNoise,
+    GridTransform,
     TeacherCache,
     precompute,
 )
@@ -75,6 +77,37 @@ def test_samples_have_the_numbers_that_they_are_given(tmp_path: Path):
     missing = min(set(range(100)) - set(numbers.tolist()))
     with pytest.raises(ValueError, match=rf"`index` has {missing}, but the cache"):
         cache.outputs(torch.tensor([missing]))
+
+
+@pytest.mark.parametrize("number", [-1, len(X)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_numbers_that_are_not_there_are_refused(tmp_path: Path, number: int, parts: int):
+    given = list(batches())
+    for part in range(parts):
+        precompute(loss_of(), given[: len(given) // (parts - part)], tmp_path)
+    cache, index = TeacherCache(tmp_path), torch.tensor([0, number])
+    for verified in (False, True):
+        for x in (None, X[:2]):
+            with pytest.raises(ValueError, match=rf"`index` has {number}, but the cache"):
+                cache.outputs(index, x)
+        if not verified:
+            cache.verify()
+
+
+def test_inputs_are_recognised_in_any_layout_and_precision(tmp_path: Path):
+    x = torch.rand(64, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    last = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    loss = DistillationLoss(lambda x: x.detach().mean((1, 2, 3)), GridTransform((64, 64)))
+    given = [{"x": last, "index": torch.arange(64)}]
+    cache = precompute(loss, given, tmp_path)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        (found,) = cache.outputs(torch.arange(8), x[:8].requires_grad_())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.forecast.shape == (8,)
+    with pytest.raises(ValueError, match="inputs of sample 0 are not those"):
+        cache.outputs(torch.arange(8), x[:8] * (1 + 1e-5))
 
 
 def test_numbers_come_once(tmp_path: Path):

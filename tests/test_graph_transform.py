@@ -95,6 +95,10 @@ def test_two_hard_bands_are_a_projection_with_every_derivative(name: str, time_l
     assert torch.autograd.gradgradcheck(energy, (x,), fast_mode=True, check_fwd_over_rev=True)
     batched = torch.func.vmap(energy)(x.detach()[:, None])
     torch.testing.assert_close(batched[:, 0], whole(x.detach()), **TIGHT)
+    jacobians = (
+        torch.func.vmap(torch.func.jacrev(e))(x.detach()[:, None]) for e in (energy, whole)
+    )
+    torch.testing.assert_close(*jacobians, **TIGHT)
 
 
 def test_a_small_high_band_is_exact_to_rounding_in_float32():

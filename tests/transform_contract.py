@@ -123,6 +123,12 @@ class TransformContract:
             filtered = transform.filter(x, self.response)
         assert (energy.dtype, energy.device) == (torch.float32, x.device)
         assert (filtered.dtype, filtered.device) == (dtype, x.device)
+        torch.set_float32_matmul_precision("medium")
+        try:
+            again = transform.sample_band_energy(x, BANDS[0])
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        torch.testing.assert_close(again, energy)
         exact = x.detach().double()
         expected = transform.sample_band_energy(exact, BANDS[0])
         torch.testing.assert_close(energy.double(), expected, rtol=2e-5, atol=2e-5)

@@ -15,13 +15,11 @@ from sdkd_plugin._checks import check_finite, check_shape
 from sdkd_plugin.augmentation import Augmentation
 from sdkd_plugin.cache.files import DTYPES
 from sdkd_plugin.loss import DistillationLoss
+from sdkd_plugin.spectral.transform import working_dtype
 from sdkd_plugin.teachers import TeacherOutput
 
 _SAME = 1e-6
 """How far sums of the same inputs on two devices may differ, of the sum of magnitudes."""
-
-_FEW = 4096
-"""Numbers whose sum in single precision is far more exact than that."""
 
 
 def run(loss: DistillationLoss, inputs: Mapping[str, Any]) -> list[TeacherOutput]:
@@ -104,7 +102,7 @@ def decoded(stored: Tensor, scale: Tensor | None) -> Tensor:
 
 def input_sums(x: Tensor) -> Float[Tensor, "batch 2"]:
     """A sum of each sample with unequal weights, which notice another order; and its magnitude."""
-    flat = x.flatten(1).double()
+    flat = x.detach().flatten(1).double()
     return torch.stack([_weighted_sums(x), flat.norm(dim=1) * flat.shape[1] ** 0.5], 1)
 
 
@@ -115,12 +113,9 @@ def same_inputs(x: Tensor, known: Float[np.ndarray, "batch 2"]) -> Bool[np.ndarr
 
 
 def _weighted_sums(x: Tensor) -> Float[Tensor, " batch"]:
-    flat = x.reshape(len(x), -1)
-    # Of few numbers single precision is enough, and a copy in double precision is saved.
-    few = flat.shape[1] <= _FEW and flat.dtype == torch.float32
-    if not few or torch.is_autocast_enabled(x.device.type):
-        flat = flat.double()
-    return flat @ _weights(flat.shape[1], flat.device, flat.dtype)
+    flat = x.detach().reshape(len(x), -1).to(working_dtype(x))
+    # A sum adds in pairs, in any layout; a product may add in sequence, or in fewer digits.
+    return (flat * _weights(flat.shape[1], flat.device, flat.dtype)).sum(1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -86,7 +86,7 @@ class Part:
             rows = torch.from_numpy(mapped).view(self.dtype).reshape(int(self.starts[-1]), -1)
         parts = rows.split(np.diff(self.places).tolist(), 1)
         pairs = zip(self.columns, parts, strict=True)
-        return {name: part.unflatten(1, shape) for (name, shape, _), part in pairs}
+        return {name: part.view(len(part), *shape) for (name, shape, _), part in pairs}
 
 
 def line(value: Any) -> bytes:
@@ -142,8 +142,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, what: str) -> ValueError:
-    """An error that names a damaged file."""
-    return ValueError(f"{path} {what}. {remedy(path.parent)}")
+    """An error that names a damaged file of a cache, or its folder."""
+    return ValueError(f"{path} {what}. {remedy(path if path.is_dir() else path.parent)}")
 
 
 def remedy(folder: Path) -> str:

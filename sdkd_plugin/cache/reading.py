@@ -127,9 +127,9 @@ class TeacherCache(StoredOutputs):
         direct = index.ndim == 1 and self._order is None and not self.views
         rows = index.cpu() if direct else self._rows(index)
         try:
+            read = self._read(self._names, rows)
             if x is not None:
                 self._check_inputs(index, rows, x)
-            read = self._read(self._names, rows)
         except IndexError:
             self._rows(index)
             raise
@@ -233,6 +233,8 @@ class _OpenPart(Part):
 
     def read(self, names: list[str], rows: Tensor) -> dict[str, Tensor]:
         if not self.whole:
+            if (rows < 0).any():
+                raise IndexError
             self.verify(np.searchsorted(self.starts, rows.numpy(), "right") - 1)
         return {name: self.columns_of[name].index_select(0, rows) for name in names}
 

@@ -218,12 +218,14 @@ class FrequencyAlignedLoss(nn.Module):
             weights = weighting(BandEvidence(measured, energy, error))
         if trust is not None:
             weights = weights * trust.to(weights)
+        each = errors
         if self.amse.weight:
             fields = student, teacher, self.transform, self.bands
-            errors = errors + self.amse.excess(*fields, y, mask)
-            mean = errors.mean(0)
+            each = each + self.amse.excess(*fields, y, mask)
         if sample_weights is not None:
-            mean = (sample_weights[:, None] * errors).mean(0)
+            each = sample_weights[:, None] * each
+        if each is not errors:
+            mean = each.mean(0)
         return FrequencyTerms((mean * weights).sum(), measured, weights)
 
     @torch.no_grad()
@@ -265,4 +267,4 @@ class FrequencyAlignedLoss(nn.Module):
 
     def _energy(self, teacher: Tensor) -> Tensor:
         energy = self.transform.sample_band_energy(teacher, self.bands).mean(0)
-        return energy / teacher[0].numel()
+        return energy / (teacher.numel() // len(teacher))

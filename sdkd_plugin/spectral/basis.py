@@ -21,7 +21,7 @@ class AbstractBasisTransform(AbstractQuadraticTransform):
     Parseval holds as ``sum(multiplicity * |forward(x)|^2) == sum(x^2)``, on a part of a basis as
     ``<=``; the difference belongs to the highest band.
 
-    Inside, coefficients may be *packed*: unscaled, and in the layout that is fastest.
+    Inside, coefficients may be *packed*: perhaps unscaled, and in the layout that is fastest.
     """
 
     frequencies: Tensor

@@ -1,4 +1,4 @@
-"""The DCT-II of any number of axes, and its inverse: small axes by matrices, others by a real FFT.
+"""The DCT-II of any number of axes, and its inverse: on small grids by matrices, else a real FFT.
 
 Here live the matrices, the reordering, the twiddle factors and the packed layout; what a frequency
 is, is in `grid`. `scipy.fft.dctn` has no gradient, and a matrix grows with the square of an axis.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 def matrix(size: int) -> Float[Tensor, "k n"]:
     """The orthonormal DCT-II of an axis, float64."""
-    return torch.from_numpy(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
+    return torch.tensor(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
 
 
 def product(

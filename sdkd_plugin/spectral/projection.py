@@ -60,7 +60,7 @@ class LowBandProjection(AbstractQuadraticTransform):
 
     def _combine(self, x: Tensor, a: Tensor, weights: Tensor, tables: Tensor) -> Tensor:
         low, high = weights.mT.reshape(2, -1, *[1] * (x.ndim - 1))
-        return (high * x).addcmul_(low - high, a)
+        return torch.addcmul(high * x, low - high, a)
 
     def _adjoint(self, a: Tensor, tables: Tensor) -> Tensor:
         return self._analyse(a, tables)

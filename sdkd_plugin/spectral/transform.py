@@ -1,8 +1,8 @@
 """What every domain promises to the losses, and the checks on fields."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -108,9 +108,24 @@ class AbstractTransform(nn.Module, ABC):
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
-    """A context without autocast; entering torch's own costs as much as a small kernel."""
-    enabled = torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if enabled else nullcontext()
+    """A context without autocast and without products in TF32 or bfloat16."""
+    if torch.compiler.is_compiling():
+        return torch.autocast(x.device.type, enabled=False)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    # Where nothing is to be done, a context costs as much as a small kernel.
+    exact = not autocast and torch.get_float32_matmul_precision() == "highest"
+    return nullcontext() if exact else _full_precision(x)
+
+
+@contextmanager
+def _full_precision(x: Tensor) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

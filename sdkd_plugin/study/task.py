@@ -126,7 +126,7 @@ class Task:
 
     @cached_property
     def identity(self) -> str:
-        """Changes with all data and options that scores depend on."""
+        """Changes with all data and options that scores depend on; with functions' names only."""
         parts = [(s.x, s.y, s.mask, s.inputs) for s in (self.train, self.validation, self.test)]
         units = [self.task_loss, self.scale, self.offset, self.at]
         domain = [self.transform, self.transform.domain_axes, self.bands]
