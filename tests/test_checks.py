@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from sdkd_plugin._checks import check_choice, check_positive, check_positive_int, check_within
+from sdkd_plugin._checks import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_positive_int,
+    check_within,
+)
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -12,6 +18,14 @@ def test_numbers_of_numpy_are_numbers():
     check_positive_int("n", np.uint8(0), minimum=0)
     check_positive("weight", np.float32(0.5))
     check_positive("weight", np.int64(0), allow_zero=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64], ids=str)
+def test_finite_numbers_of_any_kind(dtype: torch.dtype):
+    x = torch.full((70_000,), 2, dtype=dtype)  # the sum overflows in half precision
+    check_finite("x", x)
+    with pytest.raises(ValueError, match="1 of 70000 values that are NaN or Inf"):
+        check_finite("x", x.index_fill(0, torch.tensor([3]), float("nan")))
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.5, "2", None, np.ones(3), torch.ones(10**6)])
