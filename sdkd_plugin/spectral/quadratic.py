@@ -19,7 +19,6 @@ from sdkd_plugin.spectral.transform import (
     AbstractTransform,
     check_field,
     full_precision,
-    working_dtype,
 )
 
 CHUNK = 2**27
@@ -67,7 +66,7 @@ class AbstractQuadraticTransform(AbstractTransform):
     ) -> Float[Tensor, "batch n_bands"]:
         """See `AbstractTransform`."""
         check_field(self, x, batched=True)
-        x = x.to(working_dtype(x))
+        x = x if x.dtype == torch.float64 else x.float()
         key = bands, x.device, x.dtype
         if key not in self._known_tables:
             self._known_tables[key] = _plainly(lambda: self._tables(bands, x.device, x.dtype))

@@ -221,8 +221,9 @@ def _host_loss(task_loss: TaskLossName | Callable[..., Tensor]) -> Callable[...,
     def loss(out: Tensor, *, y: Tensor, mask: Tensor | None, **sample: Any) -> Tensor:
         if y.shape != out.shape:
             check_shape("y", y.shape, out.shape, "the student's forecast")
-        if sample and not any_name:
-            sample = {name: value for name, value in sample.items() if name in parameters}
+        if not any_name:
+            known = sample.keys() & parameters.keys()
+            sample = {name: sample[name] for name in known} if known else {}
         if mask is None:
             return task_loss(out, y=y, **sample)
         mask = mask.expand_as(y)
