@@ -101,6 +101,14 @@ def test_two_hard_bands_are_a_projection_with_every_derivative(name: str, time_l
     torch.testing.assert_close(*jacobians, **TIGHT)
 
 
+def test_a_basis_is_checked_in_full_precision():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        GraphTransform.from_edges(ring(200).edge_index, None, 200)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_a_small_high_band_is_exact_to_rounding_in_float32():
     """It is no difference of large numbers."""
     transform = GraphTransform.from_edges(ring(60).edge_index, None, 60)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sdkd_plugin._checks import check_not_negative, check_positive_int, check_shape
 from sdkd_plugin.spectral.basis import AbstractBasisTransform
 from sdkd_plugin.spectral.laplacian import Laplacian
+from sdkd_plugin.spectral.transform import full_precision
 
 
 class GraphBasis(AbstractBasisTransform):
@@ -44,7 +45,9 @@ class GraphBasis(AbstractBasisTransform):
         check_shape("eigenvectors", eigenvectors.shape, shape, "a column for each eigenvalue")
         check_not_negative("eigenvalues", eigenvalues, "a Laplacian has none")
         probe = _probe(kept).to(eigenvectors)
-        if not torch.allclose(eigenvectors.mH @ (eigenvectors @ probe), probe, atol=1e-4):
+        with full_precision(probe):
+            again = eigenvectors.mH @ (eigenvectors @ probe)
+        if not torch.allclose(again, probe, atol=1e-4):
             raise ValueError("`eigenvectors` has columns that are not orthonormal.")
         top = float(eigenvalues.max()) if highest is None else highest
         # A graph without edges carries means only.
