@@ -1,6 +1,7 @@
 """Small models and fields that the tests of the losses and the core share."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ LATENTS = [LatentPair("0", "0"), LatentPair("0", "3", weight=0.5, bands=Bands.dy
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@contextmanager
+def medium_precision() -> Iterator[None]:
+    """Products of float32 in fewer digits, where the processor has them."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def batch(seed: int = 0, n: int = 5) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cache_parts import ALL, TAPS, Teacher, X, batches, content, loss_of, net, same
+from small import medium_precision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -100,11 +101,8 @@ def test_inputs_are_recognised_in_any_layout_and_precision(tmp_path: Path):
     loss = DistillationLoss(lambda x: x.detach().mean((1, 2, 3)), GridTransform((64, 64)))
     given = [{"x": last, "index": torch.arange(64)}]
     cache = precompute(loss, given, tmp_path)
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with medium_precision():
         (found,) = cache.outputs(torch.arange(8), x[:8].requires_grad_())
-    finally:
-        torch.set_float32_matmul_precision("highest")
     assert found.forecast.shape == (8,)
     with pytest.raises(ValueError, match="inputs of sample 0 are not those"):
         cache.outputs(torch.arange(8), x[:8] * (1 + 1e-5))

@@ -18,6 +18,7 @@ from graph_parts import (
     ring,
     torus,
 )
+from small import medium_precision
 from torch import Tensor
 from transform_contract import BANDS, TIGHT, BasisContract, Domain, Response, TransformContract
 
@@ -102,11 +103,8 @@ def test_two_hard_bands_are_a_projection_with_every_derivative(name: str, time_l
 
 
 def test_a_basis_is_checked_in_full_precision():
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with medium_precision():
         GraphTransform.from_edges(ring(200).edge_index, None, 200)
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_small_high_band_is_exact_to_rounding_in_float32():

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from small import medium_precision
 from torch import Tensor
 
 from sdkd_plugin import Bands
@@ -123,11 +124,8 @@ class TransformContract:
             filtered = transform.filter(x, self.response)
         assert (energy.dtype, energy.device) == (torch.float32, x.device)
         assert (filtered.dtype, filtered.device) == (dtype, x.device)
-        torch.set_float32_matmul_precision("medium")
-        try:
+        with medium_precision():
             again = transform.sample_band_energy(x, BANDS[0])
-        finally:
-            torch.set_float32_matmul_precision("highest")
         torch.testing.assert_close(again, energy)
         exact = x.detach().double()
         expected = transform.sample_band_energy(exact, BANDS[0])

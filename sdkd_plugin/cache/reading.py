@@ -76,13 +76,9 @@ class TeacherCache(StoredOutputs):
         )
         self._dtypes = {name: files.DTYPES[dtype] for name, _, dtype in self._parts[0].columns}
         self._names = [name for name in self._dtypes if name != "x"]
-        self._outputs = [
-            (f"{i}.forecast", [(tap, f"{i}.latent.{tap}") for tap in taps])
-            for i, taps in enumerate(self.taps)
-        ]
         self._starts = np.cumsum([0, *(int(part.starts[-1]) for part in self._parts)])
         numbers = self._small("index", np.int64)
-        self.numbers, self._length = torch.from_numpy(numbers), len(numbers)
+        self.numbers = torch.from_numpy(numbers)
         self._sums = self._small("sums", np.float64).reshape(-1, 2)
         scales = self._small("scales", np.float32).reshape(-1, len(self._dtypes))
         self._scales = dict(zip(self._dtypes, scales.T, strict=True)) if len(scales) else {}
@@ -104,7 +100,7 @@ class TeacherCache(StoredOutputs):
         return TeacherCache, (self.folder,)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.numbers)
 
     def __str__(self) -> str:
         size = sum(part.raw.stat().st_size for part in self._parts) / 1e6
@@ -136,10 +132,8 @@ class TeacherCache(StoredOutputs):
         if x is not None:
             read = {name: values.to(x.device) for name, values in read.items()}
         return tuple(
-            [
-                TeacherOutput(read[forecast], {tap: read[name] for tap, name in latents})
-                for forecast, latents in self._outputs
-            ]
+            TeacherOutput(read[f"{i}.forecast"], {tap: read[f"{i}.latent.{tap}"] for tap in taps})
+            for i, taps in enumerate(self.taps)
         )
 
     def _check_inputs(self, index: Tensor, rows: Tensor, x: Tensor) -> None:

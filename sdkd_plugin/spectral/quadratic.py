@@ -4,7 +4,6 @@ Here lives the one autograd function behind every spectral loss. How ``g_i(L)`` 
 `basis` and `chebyshev`.
 """
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdkd_plugin.spectral.bands import Bands
-from sdkd_plugin.spectral.transform import (
-    AbstractTransform,
-    check_field,
-    full_precision,
-)
+from sdkd_plugin.spectral.transform import AbstractTransform, check_field, full_precision
 
 CHUNK = 2**27
 """Elements of a field transformed at once: larger batches are split, to bound temporary memory."""
@@ -135,10 +130,6 @@ class _BandEnergy(torch.autograd.Function):
                 more = ctx.transform._adjoint(of_analysis, tables)
                 gradient = more if gradient is None else gradient + more
         return gradient, None, None
-
-
-# torch asks for it in each call, and works it out anew.
-_BandEnergy.forward.__signature__ = inspect.signature(_BandEnergy.forward)  # type: ignore[attr-defined]
 
 
 class _ForwardBandEnergy(_BandEnergy):
